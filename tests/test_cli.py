@@ -1,0 +1,180 @@
+"""The command line's contract: one mechanism, four exit statuses, and nothing heavy before the work starts."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sif_ray import cli
+from sif_ray.config import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+HEAVY = "{'torch', 'ray', 'vllm', 'deepspeed', 'transformers'}"
+
+
+def stage_of(config: Path) -> str:
+    """The job a shipped configuration is for: its name starts with the job's, real photographs are generated from."""
+    return next((name for name in cli.JOBS if config.stem.startswith(name)), "generate")
+
+
+def install_stage(monkeypatch: pytest.MonkeyPatch, name: str, run: object) -> None:
+    module = types.ModuleType("stage_under_test")
+    module.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, cli.JOBS[name].module, module)
+
+
+# --- exit statuses ---------------------------------------------------------------------------------------------------
+
+
+def raising(error: BaseException) -> object:
+    def run(config: object) -> None:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("run", "status"),
+    [
+        (lambda config: None, 0),
+        (raising(RuntimeError("the work broke")), 1),
+        (raising(ConfigError("data = 'nowhere': no such folder")), 2),
+        (raising(KeyboardInterrupt()), 130),
+        (raising(SystemExit(signal.SIGTERM)), 130),
+        (lambda config: os.kill(os.getpid(), signal.SIGTERM), 130),
+    ],
+    ids=["done", "failed", "wrong request", "interrupted", "terminated under Ray", "SIGTERM"],
+)
+@pytest.mark.parametrize("name", cli.JOBS)
+def test_exit_status(monkeypatch: pytest.MonkeyPatch, name: str, run: object, status: int) -> None:
+    install_stage(monkeypatch, name, run)
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.main([name]) == status
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_refusal_is_one_line_and_a_failure_is_told_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    install_stage(monkeypatch, "grpo", raising(ConfigError("data = 'nowhere': no such folder")))
+    cli.main(["grpo"])
+    assert capsys.readouterr().err.strip() == "sif-ray grpo: data = 'nowhere': no such folder"
+    install_stage(monkeypatch, "grpo", raising(RuntimeError("the work broke")))
+    cli.main(["grpo"])
+    assert caplog.records[-1].exc_info is not None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["grpo", "--nonsense"],
+        ["grpo", "no_such_key=1"],
+        ["grpo", "group_size=many"],
+        ["grpo", "--config", "no/such/file.yaml"],
+        ["grpo", "--config"],
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_request_is_status_2_and_runs_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    install_stage(monkeypatch, "grpo", raising(AssertionError("the stage ran")))
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["group_size: [1, 2", "- a\n- list", "group_size: many", "x: 1", "caf\xe9"])
+def test_a_broken_file_is_status_2(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_bytes(content.encode("latin-1"))
+    assert cli.main(["grpo", "--config", str(file), "--dry-run"]) == 2
+
+
+# --- help, dry run, overrides ----------------------------------------------------------------------------------------
+
+
+def test_help_lists_the_jobs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for name, job in cli.JOBS.items():
+        assert name in shown and job.summary in shown
+
+
+@pytest.mark.parametrize("name", cli.JOBS)
+def test_job_help_has_examples_that_hold(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--dry-run" in shown and "exit status" in shown
+    assert cli.main([name, cli.JOBS[name].override, "--dry-run"]) == 0
+
+
+def test_the_file_then_the_overrides_reach_the_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+    install_stage(monkeypatch, "grpo", seen.append)
+    file = tmp_path / "grpo.yaml"
+    file.write_text("group_size: 4\nseed: 7\n")
+    assert cli.main(["grpo", "seed=8", "--config", str(file), "sampling.temperature=0.5"]) == 0
+    assert (seen[0].group_size, seen[0].seed, seen[0].sampling.temperature) == (4, 8, 0.5)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_dry_runs(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([stage_of(config), "--config", str(config), "--dry-run"]) == 0
+    resolved, _, plan = capsys.readouterr().out.partition("\n\n")
+    assert isinstance(yaml.safe_load(resolved), dict)
+    assert plan.strip()
+
+
+def test_a_dry_run_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from sif_ray.cli import main; status = main(['grpo', '--dry-run'])\n"
+        f"print(status, sorted({HEAVY} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.strip() == "0 []"
+
+
+# --- the scripts are the command -------------------------------------------------------------------------------------
+
+
+def test_there_is_a_script_for_every_job_and_no_other() -> None:
+    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == set(cli.JOBS)
+
+
+@pytest.mark.parametrize("name", cli.JOBS)
+def test_the_script_runs_its_own_job(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    spec = importlib.util.spec_from_file_location(f"job_{name}", ROOT / "jobs" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    seen = []
+    install_stage(monkeypatch, name, seen.append)
+    assert script.main([]) == 0
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("name", cli.JOBS)
+def test_the_stage_of_every_job_exists(name: str) -> None:
+    assert importlib.util.find_spec(cli.JOBS[name].module) is not None
+
+
+def test_console_command_and_script_say_the_same(tmp_path: Path) -> None:
+    command = Path(sys.executable).parent / "sif-ray"
+    arguments = ["group_size=4", "--dry-run"]
+    by_command = subprocess.run([command, "grpo", *arguments], cwd=tmp_path, capture_output=True, text=True)
+    by_script = subprocess.run(
+        [sys.executable, ROOT / "jobs/grpo.py", *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert by_command.returncode == by_script.returncode == 0, by_command.stderr + by_script.stderr
+    assert by_command.stdout == by_script.stdout
