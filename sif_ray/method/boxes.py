@@ -1,0 +1,307 @@
+"""Boxes: frames and their conversion, IoU, and the hierarchical IoU of two box sets (paper: r_bbox)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, TypeAlias, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
+
+from sif_ray.method.profile import Profile, resolve
+
+Box: TypeAlias = tuple[float, float, float, float]
+"""``(x1, y1, x2, y2)``, fractions of image width and height, unless a name says pixels or padded square."""
+
+FULL_IMAGE: Box = (0.0, 0.0, 1.0, 1.0)
+
+COORDINATE_LIMIT = 1e6
+"""Coordinates beyond this are refused rather than measured: their areas would lose all precision."""
+
+_STRIP_CELLS = 1 << 22  # cells of the compressed grid held at once: about 32 MB
+
+
+class BoxError(ValueError):
+    """Something given as a box, a set of boxes or an image size that cannot be one."""
+
+
+def is_box(value: object) -> bool:
+    """Whether ``value`` is four numbers with 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1."""
+    rectangle = _rectangle(value)
+    return rectangle is not None and _fits(rectangle)
+
+
+def as_box(value: object, name: str = "box") -> Box:
+    """``value`` as a tuple of floats.
+
+    Raises:
+        BoxError: unless :func:`is_box`.
+    """
+    rectangle = _rectangle(value)
+    if rectangle is None or not _fits(rectangle):
+        raise BoxError(f"{name} is {_shown(value)}; a box is 4 numbers with 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1")
+    return rectangle
+
+
+def as_boxes(values: object, name: str = "boxes") -> list[Box]:
+    """``values`` as a list of boxes; an empty list stays empty.
+
+    Raises:
+        BoxError: for something that is not a sequence of boxes.
+    """
+    return [as_box(value, f"{name}[{index}]") for index, value in enumerate(_items(values, name))]
+
+
+def hull(boxes: Sequence[Box]) -> Box:
+    """The smallest box around all ``boxes``.
+
+    Raises:
+        BoxError: if there are none.
+    """
+    if len(boxes) == 0:
+        raise BoxError("boxes is empty; a hull needs at least one box")
+    x1, y1, x2, y2 = zip(*boxes, strict=True)
+    return (min(x1), min(y1), max(x2), max(y2))
+
+
+# ---------------------------------------------------------------------------------------------------- IoU
+
+
+def iou(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union of two rectangles; 0 if either has no area.
+
+    Coordinates may leave the image, as those a policy writes do.
+
+    Raises:
+        BoxError: unless both are four finite numbers of at most :data:`COORDINATE_LIMIT`.
+    """
+    return _iou(_as_rectangle(a, "a"), _as_rectangle(b, "b"))
+
+
+def union_iou(P: Sequence[Sequence[float]], G: Sequence[Sequence[float]]) -> float:
+    """IoU of the area covered by ``P`` with the area covered by ``G``, the "global" half of the hierarchical IoU.
+
+    Exact, by coordinate compression. Rectangles without area are left out; then both empty gives 1, one empty 0.
+
+    Raises:
+        BoxError: as :func:`iou`.
+    """
+    return _union_iou(_as_rectangles(P, "P"), _as_rectangles(G, "G"))
+
+
+def pair_iou(P: Sequence[Sequence[float]], G: Sequence[Sequence[float]]) -> float:
+    """Sum of IoU over the best one-to-one matching of ``P`` and ``G``, divided by ``min(|P|, |G|)``.
+
+    Surplus or missing boxes cost nothing here, only in :func:`union_iou`. Both empty gives 1, one empty 0.
+
+    Raises:
+        BoxError: as :func:`iou`.
+    """
+    return _pair_iou(_as_rectangles(P, "P"), _as_rectangles(G, "G"))
+
+
+def hierarchical_iou(predicted: Sequence[Sequence[float]], target: Sequence[Sequence[float]]) -> float:
+    """HIoU(P, G) = (union_iou(P, G) + pair_iou(P, G)) / 2, in [0, 1] (paper: hierarchical IoU of r_bbox).
+
+    Args:
+        predicted: boxes ``[x1, y1, x2, y2]``, P of them.
+        target: boxes ``[x1, y1, x2, y2]``, G of them.
+
+    Raises:
+        BoxError: as :func:`iou`.
+    """
+    predicted_P4 = _as_rectangles(predicted, "predicted")
+    target_G4 = _as_rectangles(target, "target")
+    return (_union_iou(predicted_P4, target_G4) + _pair_iou(predicted_P4, target_G4)) / 2
+
+
+def _iou(a: Box, b: Box) -> float:
+    overlap = _area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
+    return overlap / (_area(a) + _area(b) - overlap) if overlap else 0.0
+
+
+def _area(box: Box) -> float:
+    width, height = box[2] - box[0], box[3] - box[1]
+    return width * height if width > 0 and height > 0 else 0.0
+
+
+def _pair_iou(P: list[Box], G: list[Box]) -> float:
+    if not P or not G:
+        return float(not P and not G)
+    iou_PG = np.array([[_iou(p, g) for g in G] for p in P])
+    rows, columns = linear_sum_assignment(iou_PG, maximize=True)
+    return float(iou_PG[rows, columns].sum() / min(len(P), len(G)))
+
+
+def _union_iou(P: list[Box], G: list[Box]) -> float:
+    P, G = [box for box in P if _area(box) > 0], [box for box in G if _area(box) > 0]
+    if not P or not G:
+        return float(not P and not G)
+    box_N4 = np.array(P + G)
+    xs_X, ys_Y = np.unique(box_N4[:, 0::2]), np.unique(box_N4[:, 1::2])
+    rows_P4, rows_G4 = (
+        np.stack([np.searchsorted(axis, boxes[:, k]) for k, axis in enumerate((xs_X, ys_Y, xs_X, ys_Y))], axis=1)
+        for boxes in (box_N4[: len(P)], box_N4[len(P) :])
+    )
+    heights_Y = np.diff(ys_Y)
+    both = either = 0.0
+    strip = max(1, _STRIP_CELLS // len(ys_Y))
+    for start in range(0, len(xs_X) - 1, strip):
+        widths_S = np.diff(xs_X[start : start + strip + 1])
+        in_P_SY = _covered(rows_P4, start, len(widths_S), len(heights_Y))
+        in_G_SY = _covered(rows_G4, start, len(widths_S), len(heights_Y))
+        both += float(widths_S @ ((in_P_SY & in_G_SY) @ heights_Y))
+        either += float(widths_S @ ((in_P_SY | in_G_SY) @ heights_Y))
+    return both / either if either else 0.0
+
+
+def _covered(corners_N4: npt.NDArray[np.int64], start: int, num_x: int, num_y: int) -> npt.NDArray[np.bool_]:
+    """Which cells of columns ``start .. start + num_x`` of the compressed grid some rectangle covers, (num_x, num_y)."""
+    x1, y1, x2, y2 = corners_N4.T
+    x1, x2 = np.clip(x1 - start, 0, num_x), np.clip(x2 - start, 0, num_x)
+    steps = np.zeros((num_x + 1, num_y + 1), dtype=np.int64)
+    for x, y, sign in ((x1, y1, 1), (x2, y2, 1), (x1, y2, -1), (x2, y1, -1)):
+        np.add.at(steps, (x, y), sign)
+    covered: npt.NDArray[np.bool_] = steps.cumsum(axis=0).cumsum(axis=1)[:num_x, :num_y] > 0
+    return covered
+
+
+# ------------------------------------------------------------------------------------------------- frames
+
+
+def padded_square_to_image(box: Sequence[float], width: int, height: int) -> Box:
+    """From fractions of the padded square to fractions of the image, clipped to it.
+
+    Visual-CoT stores boxes of a ``width`` x ``height`` px image after adding ``(max - min) // 2`` px to the short axis and
+    dividing by ``max(width, height)``.
+
+    Raises:
+        BoxError: if ``box`` lies in the padding altogether, is no rectangle, or the size is not positive.
+    """
+    x1, y1, x2, y2 = _as_rectangle(box, "box")
+    side, pad_x, pad_y = _padding(width, height)
+    return pixels_to_norm((x1 * side - pad_x, y1 * side - pad_y, x2 * side - pad_x, y2 * side - pad_y), width, height)
+
+
+def image_to_padded_square(box: Sequence[float], width: int, height: int) -> Box:
+    """From fractions of the image to fractions of the padded square; inverse of :func:`padded_square_to_image`.
+
+    Raises:
+        BoxError: if ``box`` is no box in the image or the size is not positive.
+    """
+    x1, y1, x2, y2 = norm_to_pixels(box, width, height)
+    side, pad_x, pad_y = _padding(width, height)
+    return ((x1 + pad_x) / side, (y1 + pad_y) / side, (x2 + pad_x) / side, (y2 + pad_y) / side)
+
+
+def ingest_padded_square(box: Sequence[float], width: int, height: int, profile: str | Profile = "corrected") -> Box:
+    """A padded-square box of an annotation file as the profile reads it.
+
+    Corrected: converted to the image frame. Published: the same four numbers taken for an image-frame box, which shifts
+    it on every image that is not square.
+
+    Raises:
+        BoxError: as :func:`padded_square_to_image`.
+    """
+    if resolve(profile).converts_padded_square:
+        return padded_square_to_image(box, width, height)
+    return as_box(box)
+
+
+def pixels_to_norm(box_px: Sequence[float], width: int, height: int) -> Box:
+    """From pixels to fractions of the image; what leaves the image is clipped.
+
+    Raises:
+        BoxError: if nothing is left in the image, ``box_px`` is no rectangle, or the size is not positive.
+    """
+    _check_size(width, height)
+    x1, y1, x2, y2 = _as_rectangle(box_px, "box_px")
+    box = (_clip(x1 / width), _clip(y1 / height), _clip(x2 / width), _clip(y2 / height))
+    if not is_box(box):
+        raise BoxError(f"box_px {_shown(box_px)} covers nothing of the {width} x {height} px image")
+    return box
+
+
+def norm_to_pixels(box: Sequence[float], width: int, height: int) -> Box:
+    """From fractions of the image to pixels, not rounded.
+
+    Raises:
+        BoxError: if ``box`` is no box in the image or the size is not positive.
+    """
+    _check_size(width, height)
+    x1, y1, x2, y2 = as_box(box)
+    return (x1 * width, y1 * height, x2 * width, y2 * height)
+
+
+def _padding(width: int, height: int) -> tuple[int, int, int]:
+    """Side of the padded square and what is added left and on top, all in px."""
+    _check_size(width, height)
+    side = max(width, height)
+    pad = (side - min(width, height)) // 2
+    return side, pad if width < height else 0, pad if height < width else 0
+
+
+def _check_size(width: int, height: int) -> None:
+    for name, value in (("width", width), ("height", height)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 < value <= COORDINATE_LIMIT:
+            raise BoxError(f"{name} is {_shown(value)}; the size of an image is a positive whole number of pixels")
+
+
+def _clip(value: float) -> float:
+    return min(max(value, 0.0), 1.0)
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a finite real number; booleans are not."""
+    return (
+        isinstance(value, Real)
+        and not isinstance(value, bool | np.bool_)
+        and abs(value) <= COORDINATE_LIMIT
+        and math.isfinite(value)
+    )
+
+
+def _rectangle(value: object) -> Box | None:
+    if not _is_sequence(value) or len(value) != 4 or not all(is_number(number) for number in value):
+        return None
+    x1, y1, x2, y2 = (float(number) for number in value)
+    return (x1, y1, x2, y2)
+
+
+def _fits(rectangle: Box) -> bool:
+    x1, y1, x2, y2 = rectangle
+    return 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1
+
+
+def _as_rectangle(value: object, name: str) -> Box:
+    rectangle = _rectangle(value)
+    if rectangle is None:
+        raise BoxError(f"{name} is {_shown(value)}; expected 4 finite numbers [x1, y1, x2, y2]")
+    return rectangle
+
+
+def _as_rectangles(values: object, name: str) -> list[Box]:
+    return [_as_rectangle(value, f"{name}[{index}]") for index, value in enumerate(_items(values, name))]
+
+
+def _is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
+
+
+def _items(values: object, name: str) -> Sequence[object]:
+    if not _is_sequence(values):
+        raise BoxError(f"{name} is {_shown(values)}; expected a list of boxes [x1, y1, x2, y2]")
+    return values
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:120]}..."
