@@ -1,0 +1,1 @@
+"""Watching a run: metrics, timeline, progress, the run folder, its summary and its HTML report."""
