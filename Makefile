@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-INSTALL := $(PIP) install -q -c constraints.txt $(PIP_ARGS)
+INSTALL := $(PIP) install -qq -c constraints.txt $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help env quickstart test lint clean
@@ -47,6 +47,6 @@ $(STAMP): pyproject.toml constraints.txt tools/repair_torchvision.py | $(BIN)/py
 	@echo "Installing into $(VENV): a few minutes and about 4 GB the first time"
 	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX) torch torchvision,torch)
 	$(INSTALL) -e ".[$(EXTRAS)]"
-	$(if $(findstring cpu,$(EXTRAS)),$(PIP) uninstall -q -y torchaudio torchcodec)
+	$(if $(findstring cpu,$(EXTRAS)),$(PIP) uninstall -qq -y torchaudio torchcodec)
 	$(BIN)/python tools/repair_torchvision.py
 	@touch $@
