@@ -1,0 +1,1 @@
+"""The asynchronous GRPO loop: ledger, rewards, and who waits for whom."""

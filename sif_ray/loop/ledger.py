@@ -1,0 +1,380 @@
+"""The ledger: which prompt is where, and which may start next.
+
+One ticket per prompt and epoch goes through
+
+    pending -> leased -> generated -> scored -> trained
+       ^_________|___________|                 (failed, expired or too old: issued again)
+                                     dropped   (failed too often)
+
+and the ledger is the only owner of that state. It does no I/O and reads time only through the clock it is given.
+
+Staleness of a group in a training step is `learner version - oldest token version`. A group whose oldest token is of
+version v is *due* at version v + max_staleness: the batch taken at that version is the last one that may hold it. One
+batch of `groups_per_step` groups is taken per version, so the bound is a matter of scheduling, and four sentences
+keep it:
+
+1. A lease is given only if, for every version d, the live groups due by d still fit into the batches up to d.
+2. A batch takes the scored groups due first, and only if sentence 1 holds for the groups it leaves behind;
+   otherwise the learner waits for the late group instead of throwing it away (long completions are not punished).
+3. A result counts only under the lease that asked for it, so a lease that expired cannot train a prompt twice.
+4. `trained` and `dropped` are final, and every ticket reaches one of them.
+
+There is no deadlock: when every live group is scored, sentence 2 always allows a batch, and with fewer live groups
+than a batch, sentence 1 always allows a lease to an engine at the learner's version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class LedgerError(RuntimeError):
+    """A transition that the protocol excludes, or a saved state that belongs to another run."""
+
+
+class State(StrEnum):
+    """Where a ticket is."""
+
+    PENDING = "pending"
+    LEASED = "leased"
+    GENERATED = "generated"
+    SCORED = "scored"
+    TRAINED = "trained"
+    DROPPED = "dropped"
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to generate one group, until `expires_s` on the ledger's clock.
+
+    Example: `Lease(ticket_id="1/toy-7", sample_id="toy-7", epoch=1, attempt=0, version=12, expires_s=930.5)`.
+    """
+
+    ticket_id: str
+    sample_id: str
+    epoch: int  # 0-based
+    attempt: int  # 0 for the first lease of the ticket
+    version: int  # policy version of the engine when the lease was given
+    expires_s: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tickets of one training step, taken at learner version `version`."""
+
+    version: int
+    ticket_ids: tuple[str, ...]
+
+
+@dataclass
+class _Ticket:
+    order: int  # place in the plan
+    ticket_id: str
+    sample_id: str
+    epoch: int
+    state: State = State.PENDING
+    attempts: int = 0  # leases given so far
+    failures: int = 0
+    lease: Lease | None = None
+    due: int = -1  # last learner version that may train the group; -1 when not live
+    drop_reason: str = ""
+
+
+class Ledger:
+    """Exactly-once bookkeeping of prompts under a hard bound on staleness. See the module's docstring.
+
+    Example:
+        >>> plan = {"epochs": 1, "groups_per_step": 2, "max_staleness": 0}
+        >>> ledger = Ledger(["a", "b"], **plan, lease_timeout_s=60, now_s=time.monotonic)
+        >>> lease = ledger.lease(engine_version=0)
+        >>> ledger.generated(lease, oldest_version=0), ledger.scored(lease)
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        sample_ids: Sequence[str],
+        *,
+        epochs: float,
+        groups_per_step: int,
+        max_staleness: int,
+        lease_timeout_s: float,
+        now_s: Callable[[], float],
+        seed: int = 0,
+        max_steps: int = 0,
+        max_failures: int = 3,
+    ) -> None:
+        """Plan `epochs` seeded shuffles of the prompts, cut to `max_steps` batches (0 = no limit).
+
+        `max_failures` is the number of failed or expired leases after which a ticket is dropped.
+        """
+        limit = max_steps * groups_per_step if max_steps else None
+        self._tickets = list(_plan(sample_ids, epochs, seed, limit))
+        self._by_id = {ticket.ticket_id: ticket for ticket in self._tickets}
+        if len(self._by_id) != len(self._tickets):
+            raise LedgerError(f"sample ids repeat: {len(sample_ids)} given, {len(set(sample_ids))} distinct")
+        self.groups_per_step = groups_per_step
+        self.max_staleness = max_staleness
+        self.version = 0  # of the learner: number of training steps done
+        self._lease_timeout_s = lease_timeout_s
+        self._max_failures = max_failures
+        self._now_s = now_s
+        self._pending = [ticket.order for ticket in self._tickets]  # a heap; ascending order is one
+        self._expiries: list[tuple[float, int, int]] = []  # heap of (expires_s, order, attempt); outdated entries stay
+        self._ready: list[tuple[int, int]] = []  # heap of (due, order) of scored groups not taken yet
+        self._live_by_due: Counter[int] = Counter()  # leased, generated and scored groups, not taken
+        self._counts = Counter({State.PENDING: len(self._tickets)})
+        self._reissued: Counter[str] = Counter()
+        self._taken: Batch | None = None
+
+    # --- what there is ---
+
+    @property
+    def num_tickets(self) -> int:
+        """Prompts times epochs, after the cut to `max_steps`."""
+        return len(self._tickets)
+
+    @property
+    def num_steps(self) -> int:
+        """Training steps of the whole plan when nothing is dropped."""
+        return -(-len(self._tickets) // self.groups_per_step)
+
+    @property
+    def done(self) -> bool:
+        """True when every ticket is trained or dropped."""
+        return self._counts[State.TRAINED] + self._counts[State.DROPPED] == len(self._tickets)
+
+    def counts(self) -> dict[str, int]:
+        """Tickets per state, and how often tickets were issued again as "reissued/<reason>"."""
+        states = {state.value: self._counts[state] for state in State}
+        return states | {f"reissued/{reason}": count for reason, count in sorted(self._reissued.items())}
+
+    def dropped(self) -> dict[str, str]:
+        """{ticket id: reason} of the tickets that were given up."""
+        return {ticket.ticket_id: ticket.drop_reason for ticket in self._tickets if ticket.state is State.DROPPED}
+
+    # --- rollouts ---
+
+    def lease(self, engine_version: int) -> Lease | None:
+        """The next prompt for an engine that holds `engine_version`; None while there is none or the window is full."""
+        if not self._pending or not self._fits(engine_version + self.max_staleness):
+            return None
+        ticket = self._tickets[heapq.heappop(self._pending)]
+        lease = Lease(
+            ticket_id=ticket.ticket_id,
+            sample_id=ticket.sample_id,
+            epoch=ticket.epoch,
+            attempt=ticket.attempts,
+            version=engine_version,
+            expires_s=self._now_s() + self._lease_timeout_s,
+        )
+        ticket.attempts += 1
+        ticket.lease = lease
+        self._move(ticket, State.LEASED)
+        self._set_due(ticket, engine_version + self.max_staleness)
+        heapq.heappush(self._expiries, (lease.expires_s, ticket.order, lease.attempt))
+        return lease
+
+    def generated(self, lease: Lease, oldest_version: int) -> bool:
+        """Record the group of a lease; False when it does not count (expired lease, or tokens older than the lease)."""
+        ticket = self._holder(lease, State.LEASED)
+        if ticket is None:
+            return False
+        if oldest_version < lease.version:
+            self._give_back(ticket, "stale")
+            return False
+        self._move(ticket, State.GENERATED)
+        self._set_due(ticket, oldest_version + self.max_staleness)
+        return True
+
+    def scored(self, lease: Lease) -> bool:
+        """Record that the rewards of a lease's group are known; False when the lease has expired."""
+        ticket = self._holder(lease, State.GENERATED)
+        if ticket is None:
+            return False
+        ticket.lease = None
+        self._move(ticket, State.SCORED)
+        heapq.heappush(self._ready, (ticket.due, ticket.order))
+        return True
+
+    def failed(self, lease: Lease, reason: str) -> bool:
+        """Issue the ticket again, or drop it after `max_failures`; False when the lease has expired before."""
+        ticket = self._holder(lease, State.LEASED, State.GENERATED)
+        if ticket is None:
+            return False
+        self._give_back(ticket, reason)
+        return True
+
+    def expire(self) -> list[Lease]:
+        """Take back every lease whose time is over and return them."""
+        expired: list[Lease] = []
+        while self._expiries and self._expiries[0][0] <= self._now_s():
+            _, order, attempt = heapq.heappop(self._expiries)
+            ticket = self._tickets[order]
+            if ticket.lease is not None and ticket.lease.attempt == attempt:
+                expired.append(ticket.lease)
+                self._give_back(ticket, "lease expired")
+        return expired
+
+    # --- training ---
+
+    def take_batch(self) -> Batch | None:
+        """The groups of the next training step, due first; None while the learner has to wait.
+
+        The batch holds `groups_per_step` groups; only the last one of a run may hold fewer. Raises `LedgerError`
+        when a batch is out already, or if a group were older than the bound.
+        """
+        if self._taken is not None:
+            raise LedgerError(f"the batch of version {self._taken.version} is still in training; call trained() first")
+        size = min(self.groups_per_step, len(self._ready))
+        if size == 0 or (size < self.groups_per_step and not self._only_scored_left()):
+            return None
+        chosen = [heapq.heappop(self._ready) for _ in range(size)]
+        left = self._live_by_due.copy()
+        left.subtract(due for due, _ in chosen)
+        if not _schedulable(left, self.version + 1, self.groups_per_step):
+            for entry in chosen:
+                heapq.heappush(self._ready, entry)
+            return None
+        if chosen[0][0] < self.version:
+            late = self._tickets[chosen[0][1]].ticket_id
+            raise LedgerError(f"ticket {late} was due at version {chosen[0][0]}, the learner is at {self.version}")
+        for _, order in chosen:
+            self._set_due(self._tickets[order], None)
+        self._taken = Batch(self.version, tuple(self._tickets[order].ticket_id for _, order in chosen))
+        return self._taken
+
+    def trained(self, batch: Batch) -> int:
+        """Close the tickets of the batch that is out; returns the learner's new version."""
+        if batch != self._taken:
+            raise LedgerError(f"the batch of version {batch.version} is not the one in training")
+        for ticket_id in batch.ticket_ids:
+            self._move(self._by_id[ticket_id], State.TRAINED)
+        self._taken = None
+        self.version += 1
+        return self.version
+
+    # --- saving ---
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that outlives the process, ready for JSON. What is in flight is saved as pending."""
+        unfinished = [ticket for ticket in self._tickets if ticket.state not in (State.TRAINED, State.DROPPED)]
+        return {
+            "plan": self._plan_digest(),
+            "version": self.version,
+            "trained": _ranges(ticket.order for ticket in self._tickets if ticket.state is State.TRAINED),
+            "dropped": self.dropped(),
+            "attempts": {ticket.ticket_id: ticket.attempts for ticket in unfinished if ticket.attempts},
+            "failures": {ticket.ticket_id: ticket.failures for ticket in unfinished if ticket.failures},
+            "reissued": dict(self._reissued),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`: finished tickets stay finished, everything else is pending.
+
+        Only a fresh ledger of the same plan may load; raises `LedgerError` otherwise.
+        """
+        if self._counts[State.PENDING] != len(self._tickets) or self.version:
+            raise LedgerError("a ledger that has started cannot load a state; make a new one")
+        if state["plan"] != self._plan_digest():
+            raise LedgerError("the saved ledger has another plan: use the same prompts, epochs, seed and max_steps")
+        for first, last in state["trained"]:
+            for order in range(first, last + 1):
+                self._move(self._tickets[order], State.TRAINED)
+        for ticket_id, reason in state["dropped"].items():
+            self._move(self._by_id[ticket_id], State.DROPPED)
+            self._by_id[ticket_id].drop_reason = reason
+        for ticket_id, attempts in state["attempts"].items():
+            self._by_id[ticket_id].attempts = attempts
+        for ticket_id, failures in state["failures"].items():
+            self._by_id[ticket_id].failures = failures
+        self.version = state["version"]
+        self._reissued = Counter(state["reissued"])
+        self._pending = [ticket.order for ticket in self._tickets if ticket.state is State.PENDING]
+
+    # --- inside ---
+
+    def _holder(self, lease: Lease, *states: State) -> _Ticket | None:
+        ticket = self._by_id[lease.ticket_id]
+        if ticket.lease != lease:
+            return None
+        if ticket.state not in states:
+            raise LedgerError(f"ticket {lease.ticket_id} is {ticket.state}, expected {' or '.join(states)}")
+        return ticket
+
+    def _fits(self, due: int) -> bool:
+        with_it = self._live_by_due.copy()
+        with_it[due] += 1
+        return _schedulable(with_it, self.version + (self._taken is not None), self.groups_per_step)
+
+    def _only_scored_left(self) -> bool:
+        return not (self._counts[State.PENDING] or self._counts[State.LEASED] or self._counts[State.GENERATED])
+
+    def _give_back(self, ticket: _Ticket, reason: str) -> None:
+        ticket.lease = None
+        ticket.failures += 1
+        self._set_due(ticket, None)
+        if ticket.failures >= self._max_failures:
+            ticket.drop_reason = reason
+            self._move(ticket, State.DROPPED)
+            return
+        self._reissued[reason] += 1
+        self._move(ticket, State.PENDING)
+        heapq.heappush(self._pending, ticket.order)
+
+    def _move(self, ticket: _Ticket, state: State) -> None:
+        if ticket.state in (State.TRAINED, State.DROPPED):
+            raise LedgerError(f"ticket {ticket.ticket_id} has ended as {ticket.state} and cannot become {state}")
+        self._counts[ticket.state] -= 1
+        self._counts[state] += 1
+        ticket.state = state
+
+    def _set_due(self, ticket: _Ticket, due: int | None) -> None:
+        if ticket.due >= 0:
+            self._live_by_due[ticket.due] -= 1
+            if not self._live_by_due[ticket.due]:
+                del self._live_by_due[ticket.due]
+        ticket.due = -1 if due is None else due
+        if due is not None:
+            self._live_by_due[due] += 1
+
+    def _plan_digest(self) -> str:
+        return hashlib.sha256("\n".join(ticket.ticket_id for ticket in self._tickets).encode()).hexdigest()
+
+
+def _plan(sample_ids: Sequence[str], epochs: float, seed: int, limit: int | None) -> Iterator[_Ticket]:
+    total = round(epochs * len(sample_ids))
+    total = total if limit is None else min(total, limit)
+    for order in range(total):
+        epoch, place = divmod(order, len(sample_ids))
+        if place == 0:
+            shuffled = random.Random(f"{seed}/{epoch}").sample(list(sample_ids), len(sample_ids))
+        yield _Ticket(order, f"{epoch}/{shuffled[place]}", shuffled[place], epoch)
+
+
+def _schedulable(live_by_due: Counter[int], next_version: int, groups_per_step: int) -> bool:
+    """True when, for every version d, the groups due by d fit into the batches of `next_version`..d."""
+    waiting = 0
+    for due in sorted(due for due, count in live_by_due.items() if count):
+        waiting += live_by_due[due]
+        if waiting > (due - next_version + 1) * groups_per_step:
+            return False
+    return True
+
+
+def _ranges(orders: Iterator[int]) -> list[list[int]]:
+    """Ascending integers as inclusive [first, last] runs."""
+    runs: list[list[int]] = []
+    for order in orders:
+        if runs and order == runs[-1][1] + 1:
+            runs[-1][1] = order
+        else:
+            runs.append([order, order])
+    return runs
