@@ -204,12 +204,12 @@ class Ledger:
         heapq.heappush(self._ready, (ticket.due, ticket.order))
         return True
 
-    def failed(self, lease: Lease, reason: str) -> bool:
-        """Issue the ticket again, or drop it after `max_failures`; False when the lease has expired before."""
+    def failed(self, lease: Lease, reason: str, *, retry: bool = True) -> bool:
+        """Issue the ticket again, or drop it: without `retry` or after `max_failures`. False for an expired lease."""
         ticket = self._holder(lease, State.LEASED, State.GENERATED)
         if ticket is None:
             return False
-        self._give_back(ticket, reason)
+        self._give_back(ticket, reason, retry)
         return True
 
     def expire(self) -> list[Lease]:
@@ -317,11 +317,11 @@ class Ledger:
     def _only_scored_left(self) -> bool:
         return not (self._counts[State.PENDING] or self._counts[State.LEASED] or self._counts[State.GENERATED])
 
-    def _give_back(self, ticket: _Ticket, reason: str) -> None:
+    def _give_back(self, ticket: _Ticket, reason: str, retry: bool = True) -> None:
         ticket.lease = None
         ticket.failures += 1
         self._set_due(ticket, None)
-        if ticket.failures >= self._max_failures:
+        if not retry or ticket.failures >= self._max_failures:
             ticket.drop_reason = reason
             self._move(ticket, State.DROPPED)
             return

@@ -129,6 +129,13 @@ def test_ticket_that_keeps_failing_is_dropped_with_its_reason():
     assert ledger.done and ledger.counts()["dropped"] == 1
 
 
+def test_ticket_without_hope_is_dropped_at_once():
+    ledger = make_ledger(2)
+    lease = ledger.lease(0)
+    ledger.failed(lease, "no reference answer", retry=False)
+    assert ledger.dropped() == {lease.ticket_id: "no reference answer"}
+
+
 # --- plan ------------------------------------------------------------------------------------------------------------
 
 

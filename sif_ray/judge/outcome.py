@@ -1,0 +1,38 @@
+"""What a judge can say about an answer. A failure is never a score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The judge has compared the answer with the reference."""
+
+    score: float  # in [0, 1]; 1 = as good as the reference
+
+
+@dataclass(frozen=True)
+class Abstained:
+    """The judge works but has no verdict on this item, now or later; asking again is of no use."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The judge could not be asked; the item may be tried again."""
+
+    reason: str
+
+
+Outcome = Scored | Abstained | Failed
+
+
+class Judge(Protocol):
+    """Scores one answer. Returns its failures as `Failed`; raises only for errors in the program."""
+
+    async def judge(self, question: str, answer: str, prediction: str, image: bytes) -> Outcome:
+        """Compare `prediction` with the reference `answer` to `question` about `image` (encoded RGB)."""
+        ...
