@@ -1,0 +1,59 @@
+"""Reward terms of one output text: the one place where training and evaluation turn a text into numbers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sif_ray.config import RewardConfig
+from sif_ray.method import depth_code, rewards
+from sif_ray.method.boxes import Box
+
+TERMS = ("format", "answer", "box", "depth")
+"""The terms that are weighted and summed (paper: R = r_format + r_ans + r_bbox + r_depth)."""
+
+
+def score_terms(
+    text: str,
+    *,
+    target_boxes: Sequence[Box],
+    depth_rel: npt.NDArray[np.float64],
+    answer_score: float,
+    previous: float | None,
+    profile: str,
+) -> dict[str, float]:
+    """The unweighted terms of `text` and the diagnostics "iou_last" and "answer_score".
+
+    `depth_rel` is (height, width), 0 = near. `answer_score` is the judge's, in [0, 1]; `previous` that of the sample's
+    group one epoch ago, None = no bonus. "iou_last" is the hierarchical IoU of the last area with the target, 0 where
+    none can be read.
+    """
+    return {
+        "format": rewards.format_reward(text, profile),
+        "answer": rewards.answer_reward(answer_score, previous),
+        "box": rewards.box_reward(text, target_boxes, profile),
+        "depth": rewards.depth_reward(text, depth_rel, profile),
+        "iou_last": rewards.box_iou_reward(text, target_boxes, profile),
+        "answer_score": answer_score,
+    }
+
+
+def weighted_total(terms: Mapping[str, float], weights: RewardConfig) -> float:
+    """R = sum of weight * term; with `gate_depth_by_iou` the depth term counts min(1, 2 * iou_last)."""
+    gate = min(1.0, 2 * terms["iou_last"]) if weights.gate_depth_by_iou else 1.0
+    return (
+        weights.format * terms["format"]
+        + weights.answer * terms["answer"]
+        + weights.box * terms["box"]
+        + weights.depth * terms["depth"] * gate
+    )
+
+
+def read_depth_image(encoded: bytes, profile: str) -> npt.NDArray[np.float64]:
+    """depth_rel, (height, width), of an encoded pseudo-colour depth image (see `method.depth_code.decode`)."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        return depth_code.decode(np.asarray(image.convert("RGB")), profile)
