@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
@@ -78,7 +76,7 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
     Raises:
         BoxError: unless both are four finite numbers of at most :data:`COORDINATE_LIMIT`.
     """
-    return _iou(_as_rectangle(a, "a"), _as_rectangle(b, "b"))
+    return _iou(as_rectangle(a, "a"), as_rectangle(b, "b"))
 
 
 def union_iou(P: Sequence[Sequence[float]], G: Sequence[Sequence[float]]) -> float:
@@ -159,7 +157,7 @@ def _union_iou(P: list[Box], G: list[Box]) -> float:
 
 
 def _covered(corners_N4: npt.NDArray[np.int64], start: int, num_x: int, num_y: int) -> npt.NDArray[np.bool_]:
-    """Which cells of columns ``start .. start + num_x`` of the compressed grid some rectangle covers, (num_x, num_y)."""
+    """Which cells of the columns from ``start`` on some rectangle covers, (num_x, num_y)."""
     x1, y1, x2, y2 = corners_N4.T
     x1, x2 = np.clip(x1 - start, 0, num_x), np.clip(x2 - start, 0, num_x)
     steps = np.zeros((num_x + 1, num_y + 1), dtype=np.int64)
@@ -175,13 +173,13 @@ def _covered(corners_N4: npt.NDArray[np.int64], start: int, num_x: int, num_y: i
 def padded_square_to_image(box: Sequence[float], width: int, height: int) -> Box:
     """From fractions of the padded square to fractions of the image, clipped to it.
 
-    Visual-CoT stores boxes of a ``width`` x ``height`` px image after adding ``(max - min) // 2`` px to the short axis and
-    dividing by ``max(width, height)``.
+    Visual-CoT stores boxes of a ``width`` x ``height`` px image after adding ``(max - min) // 2`` px to the short axis
+    and dividing by ``max(width, height)``.
 
     Raises:
         BoxError: if ``box`` lies in the padding altogether, is no rectangle, or the size is not positive.
     """
-    x1, y1, x2, y2 = _as_rectangle(box, "box")
+    x1, y1, x2, y2 = as_rectangle(box, "box")
     side, pad_x, pad_y = _padding(width, height)
     return pixels_to_norm((x1 * side - pad_x, y1 * side - pad_y, x2 * side - pad_x, y2 * side - pad_y), width, height)
 
@@ -218,7 +216,7 @@ def pixels_to_norm(box_px: Sequence[float], width: int, height: int) -> Box:
         BoxError: if nothing is left in the image, ``box_px`` is no rectangle, or the size is not positive.
     """
     _check_size(width, height)
-    x1, y1, x2, y2 = _as_rectangle(box_px, "box_px")
+    x1, y1, x2, y2 = as_rectangle(box_px, "box_px")
     box = (_clip(x1 / width), _clip(y1 / height), _clip(x2 / width), _clip(y2 / height))
     if not is_box(box):
         raise BoxError(f"box_px {_shown(box_px)} covers nothing of the {width} x {height} px image")
@@ -258,13 +256,10 @@ def _clip(value: float) -> float:
 
 
 def is_number(value: object) -> bool:
-    """Whether ``value`` is a finite real number; booleans are not."""
-    return (
-        isinstance(value, Real)
-        and not isinstance(value, bool | np.bool_)
-        and abs(value) <= COORDINATE_LIMIT
-        and math.isfinite(value)
-    )
+    """Whether ``value`` is a finite real number of at most :data:`COORDINATE_LIMIT`; booleans are not."""
+    if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
+        return False
+    return bool(-COORDINATE_LIMIT <= value <= COORDINATE_LIMIT)  # NaN and infinity are not in between
 
 
 def _rectangle(value: object) -> Box | None:
@@ -279,7 +274,12 @@ def _fits(rectangle: Box) -> bool:
     return 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1
 
 
-def _as_rectangle(value: object, name: str) -> Box:
+def as_rectangle(value: object, name: str = "box") -> Box:
+    """``value`` as a tuple of floats; unlike a box it may leave the image or be inverted.
+
+    Raises:
+        BoxError: unless it is four finite numbers of at most :data:`COORDINATE_LIMIT`.
+    """
     rectangle = _rectangle(value)
     if rectangle is None:
         raise BoxError(f"{name} is {_shown(value)}; expected 4 finite numbers [x1, y1, x2, y2]")
@@ -287,7 +287,7 @@ def _as_rectangle(value: object, name: str) -> Box:
 
 
 def _as_rectangles(values: object, name: str) -> list[Box]:
-    return [_as_rectangle(value, f"{name}[{index}]") for index, value in enumerate(_items(values, name))]
+    return [as_rectangle(value, f"{name}[{index}]") for index, value in enumerate(_items(values, name))]
 
 
 def _is_sequence(value: object) -> TypeGuard[Sequence[Any]]:

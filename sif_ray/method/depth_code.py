@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
-from sif_ray.method.boxes import BoxError, is_number
+from sif_ray.method.boxes import BoxError, as_rectangle
 from sif_ray.method.profile import Profile, resolve
 
 CONSTANT_DEPTH = 0.5
@@ -92,8 +92,8 @@ def decode(rgb: npt.ArrayLike, profile: str | Profile = "corrected") -> npt.NDAr
     """Relative depth from a pseudo-colour or grayscale depth image.
 
     Colours of the palette give exactly ``1 - index / 255``; other colours that of the nearest palette colour. In a
-    grayscale image (see :data:`GRAY_TOLERANCE`) white is near, as in Depth Anything's own; in the published profile white
-    is far, the opposite of its colour images.
+    grayscale image (see :data:`GRAY_TOLERANCE`) white is near, as in Depth Anything's own; in the published profile
+    white is far, the opposite of its colour images.
 
     Args:
         rgb: (H, W, 3) or, if gray, (H, W); uint8.
@@ -105,16 +105,16 @@ def decode(rgb: npt.ArrayLike, profile: str | Profile = "corrected") -> npt.NDAr
         DepthError: for another shape or type, or no pixels.
     """
     rules = resolve(profile)
-    image = _array(rgb, "rgb")
-    if image.dtype != np.uint8 or image.size == 0 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+    array = _array(rgb, "rgb")
+    if array.dtype != np.uint8 or array.size == 0 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)):
         raise DepthError(
-            f"rgb is {image.dtype} of shape {image.shape}; expected uint8 (height, width, 3) or (height, width)"
+            f"rgb is {array.dtype} of shape {array.shape}; expected uint8 (height, width, 3) or (height, width)"
         )
-    gray = image if image.ndim == 2 else image.mean(axis=2)
-    if image.ndim == 2 or int(np.ptp(image, axis=2).max()) <= GRAY_TOLERANCE:
-        bright_HW: npt.NDArray[np.float64] = gray / 255.0
-        return bright_HW if rules.gray_depth_is_bright_far else 1.0 - bright_HW
-    return 1.0 - _palette_index(image) / 255.0
+    image = array.astype(np.uint8, copy=False)
+    if image.ndim == 3 and _spread(image) > GRAY_TOLERANCE:
+        return 1.0 - _palette_index(image) / 255.0
+    gray_HW: npt.NDArray[np.float64] = (image if image.ndim == 2 else image.mean(axis=2)) / 255.0
+    return gray_HW if rules.gray_depth_is_bright_far else 1.0 - gray_HW
 
 
 def box_mean(depth_rel: npt.ArrayLike, box: Sequence[float]) -> float:
@@ -130,7 +130,7 @@ def box_mean(depth_rel: npt.ArrayLike, box: Sequence[float]) -> float:
         BoxError: if ``box`` is not four finite numbers or holds no pixel.
         DepthError: if ``depth_rel`` is no map of finite numbers.
     """
-    return _box_mean(_map(depth_rel, "depth_rel"), box)
+    return checked_box_mean(_map(depth_rel, "depth_rel"), box)
 
 
 def check_depth(depth_rel: npt.ArrayLike, name: str = "depth_rel") -> npt.NDArray[np.float64]:
@@ -146,16 +146,25 @@ def check_depth(depth_rel: npt.ArrayLike, name: str = "depth_rel") -> npt.NDArra
     return depth_HW
 
 
-def _box_mean(depth_HW: npt.NDArray[np.float64], box: Sequence[float]) -> float:
-    if len(box) != 4 or not all(is_number(value) for value in box):
-        raise BoxError(f"box is {box!r}; expected 4 finite numbers [x1, y1, x2, y2]")
+def checked_box_mean(depth_HW: npt.NDArray[np.float64], box: Sequence[float]) -> float:
+    """:func:`box_mean` for many boxes of one map, checked once by :func:`check_depth`.
+
+    Raises:
+        BoxError: as :func:`box_mean`.
+    """
+    x1, y1, x2, y2 = as_rectangle(box)
     height, width = depth_HW.shape
-    left, top = max(math.floor(box[0] * width), 0), max(math.floor(box[1] * height), 0)
-    right, bottom = max(math.ceil(box[2] * width), 0), max(math.ceil(box[3] * height), 0)
+    left, top = max(math.floor(x1 * width), 0), max(math.floor(y1 * height), 0)
+    right, bottom = max(math.ceil(x2 * width), 0), max(math.ceil(y2 * height), 0)
     pixels = depth_HW[top:bottom, left:right]
     if pixels.size == 0:
-        raise BoxError(f"box {tuple(box)!r} holds no pixel of the {width} x {height} depth map")
+        raise BoxError(f"box {(x1, y1, x2, y2)} holds no pixel of the {width} x {height} depth map")
     return float(pixels.mean())
+
+
+def _spread(image_HW3: npt.NDArray[np.uint8]) -> int:
+    """Largest difference of two channels of one pixel, in levels."""
+    return int((image_HW3.max(axis=2) - image_HW3.min(axis=2)).max())
 
 
 def _palette_index(image_HW3: npt.NDArray[np.uint8]) -> npt.NDArray[np.intp]:
@@ -172,7 +181,9 @@ def _palette_index(image_HW3: npt.NDArray[np.uint8]) -> npt.NDArray[np.intp]:
 
 def _keys(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     """One number per colour."""
-    return rgb.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+    wide = rgb.astype(np.int64)
+    keys: npt.NDArray[np.int64] = (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
+    return keys
 
 
 _KEY_ORDER = np.argsort(_keys(PALETTE_RGB))

@@ -1,7 +1,7 @@
-"""Reverse expansion, forward inference: the frames through which the teacher is led from image to evidence (paper, data).
+"""Reverse expansion, forward inference: the frames that lead the teacher from the image to the evidence (paper, data).
 
-Reversed, the evidence boxes grow: expand and merge, hull, perhaps a look elsewhere, the whole image. The teacher sees the
-same frames forward, so that attention is narrowed, and now and then corrected.
+Reversed, the evidence boxes grow: expand and merge, hull, perhaps a look elsewhere, the whole image. The teacher sees
+the same frames forward, so that attention is narrowed, and now and then corrected.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ def reverse_expansion(
 def expand(boxes: Sequence[Box], width: int, height: int, profile: str | Profile = "corrected") -> list[Box]:
     """Every box moved outwards once, clipped to the image.
 
-    Published: all sides move ``max(rem_x W / 5, rem_y H / 5, 1)`` px, where ``rem_x = 1 - max x1 - min x2`` (likewise y)
-    is meant as the space left but is 0 for a centred box, so the step is often 1 px. Corrected: each side moves a fifth
-    of its own distance to the edge, at least 5 % of the image.
+    Published: all sides move ``max(rem_x W / 5, rem_y H / 5, 1)`` px, where ``rem_x = 1 - max x1 - min x2`` (likewise
+    y) is meant as the space left but is 0 for a centred box, so the step is often 1 px. Corrected: each side moves a
+    fifth of its own distance to the edge, at least 5 % of the image.
     """
     if resolve(profile).expansion == "remaining_space":
         x1_N, y1_N, x2_N, y2_N = np.array(boxes).T
@@ -98,8 +98,7 @@ def expand(boxes: Sequence[Box], width: int, height: int, profile: str | Profile
         steps = [(step_px / width, step_px / height) * 2] * len(boxes)
     else:
         steps = [
-            tuple(max(margin / NUM_EXPANSIONS, MIN_MARGIN_STEP) for margin in (x1, y1, 1 - x2, 1 - y2))
-            for x1, y1, x2, y2 in boxes
+            (_margin_step(x1), _margin_step(y1), _margin_step(1 - x2), _margin_step(1 - y2)) for x1, y1, x2, y2 in boxes
         ]
     return [
         (max(x1 - left, 0.0), max(y1 - top, 0.0), min(x2 + right, 1.0), min(y2 + bottom, 1.0))
@@ -134,14 +133,22 @@ def distractor(box: Box, rng: np.random.Generator) -> Box:
     if corners:
         left, top = corners[rng.integers(len(corners))]
         return (left, top, left + width, top + height)
-    places_T2 = rng.random((DISTRACTOR_TRIES, 2)) * (1 - width, 1 - height)
-    for left, top in places_T2.tolist():
-        place = (left, top, left + width, top + height)
-        if iou(box, place) < DISTRACTOR_MAX_IOU:
-            return place
+    left_T, top_T = rng.random((2, DISTRACTOR_TRIES)) * [[1 - width], [1 - height]]
+    overlap_T = np.maximum(np.minimum(left_T + width, x2) - np.maximum(left_T, x1), 0) * np.maximum(
+        np.minimum(top_T + height, y2) - np.maximum(top_T, y1), 0
+    )
+    union_T = (x2 - x1) * (y2 - y1) + width * height - overlap_T
+    apart = np.flatnonzero(overlap_T < DISTRACTOR_MAX_IOU * union_T)
+    if len(apart):
+        left, top = float(left_T[apart[0]]), float(top_T[apart[0]])
+        return (left, top, left + width, top + height)
     left = min(max((x1 + x2 - width) / 2, 0.0), 1 - width)
     top = min(max((y1 + y2 - height) / 2, 0.0), 1 - height)
     return (left, top, left + width, top + height)
+
+
+def _margin_step(margin: float) -> float:
+    return max(margin / NUM_EXPANSIONS, MIN_MARGIN_STEP)
 
 
 def _overlap(a: Box, b: Box) -> bool:

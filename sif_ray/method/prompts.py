@@ -1,7 +1,7 @@
 """Prompts of the policy, the teacher and the judge.
 
-The policy's suffix is the published wording, as is the sentence that shows a frame to the teacher; the system messages of
-teacher and judge are written anew to the published description.
+The policy's suffix is the published wording, as is the sentence that shows a frame to the teacher; the system messages
+of teacher and judge are written anew to the published description.
 """
 
 from __future__ import annotations

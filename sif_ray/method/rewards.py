@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import numpy.typing as npt
 
 from sif_ray.method.boxes import FULL_IMAGE, BoxError, as_boxes, hierarchical_iou, is_number
-from sif_ray.method.depth_code import box_mean, check_depth
+from sif_ray.method.depth_code import check_depth, checked_box_mean
 from sif_ray.method.profile import Profile, resolve
 from sif_ray.method.trace import AreaBox, TraceError, find_answer, find_areas, parse
 
@@ -54,10 +55,11 @@ def answer_reward(score: float, previous: float | None) -> float:
 def box_reward(text: object, target_boxes: Sequence[Sequence[float]], profile: str | Profile = "corrected") -> float:
     """r_bbox = end + max(0, end - start), in [0, 2]: where the trace ends up and how far it corrected itself.
 
-    ``end`` is the hierarchical IoU of the last area with the target, ``start`` that of the first area that is not exactly
-    the whole image, or of the whole image if there is none. 0 without any area. Published: 0 as well if any area is
-    unreadable. Corrected: an unreadable area ends at 0 and does not count as a first look, so that rubbish first earns
-    no bonus. The bonus is at most the profile's ``box_bonus_cap``.
+    ``end`` is the hierarchical IoU of the last area with the target, ``start`` that of the first area that is not
+    exactly the whole image, or of the whole image if there is none. 0 without any area. Published: 0 as well if any
+    area is unreadable. Corrected: an unreadable area counts as one without boxes, and one without boxes is worth 0 as
+    the last look and is passed over as the first, so that rubbish first earns no bonus. The bonus is at most
+    the profile's ``box_bonus_cap``.
 
     Raises:
         BoxError: if ``target_boxes`` are not boxes.
@@ -96,11 +98,11 @@ def box_iou_reward(
 
 
 def depth_reward(text: object, depth_map: npt.ArrayLike, profile: str | Profile = "corrected") -> float:
-    """r_depth in [0, 1]: the share of stated depths within 10 % of the mean depth inside the very box they stand beside.
+    """r_depth in [0, 1]: the share of stated depths within 10 % of the mean depth inside the box they stand beside.
 
-    It tests that a trace agrees with its depth image, not that it looks at the right place. A box without pixels or with
-    mean depth 0 earns nothing but counts. Published: boxes on the whole image count like others. Corrected: they are
-    left out. 0 if no depth is left to count.
+    It tests that a trace agrees with its depth image, not that it looks at the right place. A box without pixels or
+    with mean depth 0 earns nothing but counts. Published: boxes on the whole image count like others. Corrected: they
+    are left out. 0 if no depth is left to count.
 
     Args:
         depth_map: (height, width) floats in [0, 1], 0 = near.
@@ -157,9 +159,9 @@ def _area_iou(area: list[AreaBox], target: Sequence[Sequence[float]]) -> float:
     return hierarchical_iou([box.bbox_2d for box in area], target)
 
 
-def _depth_agrees(box: AreaBox, depth_HW: npt.ArrayLike) -> bool:
+def _depth_agrees(box: AreaBox, depth_HW: npt.NDArray[np.float64]) -> bool:
     try:
-        mean = box_mean(depth_HW, box.bbox_2d)
+        mean = checked_box_mean(depth_HW, box.bbox_2d)
     except BoxError:
         return False
     return box.depth is not None and mean > 0 and abs(mean - box.depth) / mean <= DEPTH_TOLERANCE + _FLOAT_SLACK

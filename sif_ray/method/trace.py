@@ -27,7 +27,7 @@ DECIMALS = 3
 """Most decimals a number of a trace may have."""
 
 MAX_AREA_BOXES = 256
-"""Most boxes in one area. A completion of 2048 tokens holds about a hundred; the bound keeps scoring of any text cheap."""
+"""Most boxes in one area: twice what a completion of 2048 tokens holds. It keeps scoring cheap for any text."""
 
 _MAX_NUMBER_CHARS = 64  # a longer literal is no coordinate, and converting very long ones takes quadratic time
 _TAG = re.compile(r"</?(?:think|answer|area|text)>")
@@ -112,7 +112,7 @@ class AreaBox:
     """
 
     bbox_2d: Box
-    """Image frame. Inside [0, 1] and not inverted if it comes from :func:`parse`; any four numbers from :func:`find_areas`."""
+    """Image frame. A valid box if it comes from :func:`parse`, any four numbers if from :func:`find_areas`."""
     depth: float | None
     """Mean relative depth of the box, 0 = near; None = none could be read, which only :func:`find_areas` returns."""
 
@@ -172,7 +172,7 @@ def render_area(boxes: Sequence[AreaBox], decimals: int = DECIMALS) -> str:
 def parse(text: object, profile: str | Profile = "corrected") -> Trace:
     """Read a trace (paper: r_format).
 
-    The first ``<think>`` block and the first ``<answer>`` block count; words before, between and after them are ignored.
+    The first ``<think>`` block and the first ``<answer>`` block count; words around them are ignored.
 
     Raises:
         TraceError: with every reason found, also if ``text`` is no string.
@@ -209,7 +209,7 @@ def parse(text: object, profile: str | Profile = "corrected") -> Trace:
 
 
 def find_answer(text: object) -> str | None:
-    """The content of the first ``<answer>`` block without white space around it; None if there is none or it is blank."""
+    """The content of the first ``<answer>`` block, stripped; None if there is none or it is blank."""
     content = _block(text, "<answer>", "</answer>") if isinstance(text, str) else None
     return (content.strip() or None) if content is not None else None
 
@@ -257,7 +257,7 @@ def _block(text: str, opening: str, closing: str) -> str | None:
 
 
 def _blocks(text: str, opening: str, closing: str) -> Iterator[str]:
-    """Contents from each ``opening`` to the next ``closing``; as a non-greedy pattern would find them, in linear time."""
+    """Contents from each ``opening`` to the next ``closing``, as a non-greedy pattern finds them, in linear time."""
     end = 0
     while (start := text.find(opening, end)) >= 0:
         start += len(opening)
