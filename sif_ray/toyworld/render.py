@@ -6,10 +6,12 @@ the point where a standing solid meets the plain.
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from sif_ray.method.boxes import Box
 from sif_ray.toyworld.scenes import CAMERA_HEIGHT_M, FOCAL_PX, NEAR_M, SIZE_PX, SKY_M, Scene, Solid
@@ -74,6 +76,13 @@ def render(scene: Scene) -> Rendering:
     haze[z >= SKY_M] = 0  # the sky has its colour already
     rgb = colour + haze[..., None] * (_HAZE - colour)
     return Rendering(np.clip(rgb + 0.5, 0, 255).astype(np.uint8), z.astype(np.float32), index)
+
+
+def png(rgb: npt.NDArray[np.uint8]) -> bytes:
+    """An (H, W, 3) image as PNG bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _draw_plain(scene: Scene, z: Array, colour: Array) -> None:
