@@ -232,8 +232,8 @@ def test_lenient_answer() -> None:
 
 PIECES = [
     "<think>", "</think>", "<answer>", "</answer>", "<area>", "</area>", "<text>", "</text>", "[", "]", "{", "}",
-    ",", ":", '"bbox_2d"', '"depth"', "[0,0,1,1]", "0.5", "NaN", "-Infinity", "1e400", "true", "null", '"', "\\", "\n", "a", "\ud800",
-    "<",     f"[{BOX}]", f"<area>[{BOX}]</area><text>a</text>",
+    ",", ":", '"bbox_2d"', '"depth"', "[0,0,1,1]", "0.5", "NaN", "-Infinity", "1e400", "true", "null", '"', "\\",
+    "\n", "a", "\ud800", "<", f"[{BOX}]", f"<area>[{BOX}]</area><text>a</text>",
 ]  # fmt: skip
 
 
