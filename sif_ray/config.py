@@ -198,6 +198,8 @@ class ServeConfig:
 
     policy: str = "runs/grpo/checkpoint"
     depth_model: str = "toy"
+    depth_num_cpus: float = 1.0
+    depth_num_gpus: float = 0.0
     host: str = "127.0.0.1"
     port: int = 8000  # 0 = any free port
     profile: str = "corrected"
