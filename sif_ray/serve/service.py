@@ -35,7 +35,7 @@ EstimateDepth = Callable[[npt.NDArray[np.uint8]], Awaitable[npt.NDArray[np.float
 """(height, width, 3) uint8 RGB to depth_rel, (height, width), 0 = near."""
 
 Generate = Callable[[str, tuple[bytes, ...]], Awaitable[Generation]]
-"""Question and encoded images, (rgb, depth) or (rgb,), to the policy's output; refuses with `RequestRefused`."""
+"""Question and encoded images, (rgb, depth) or (rgb,), to the policy's output; raises `RequestRefused`."""
 
 
 class SifService:

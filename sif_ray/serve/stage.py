@@ -1,0 +1,48 @@
+"""Serving as a job: deploy, answer until interrupted, leave nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+
+from ray import serve
+
+from sif_ray.config import ServeConfig
+from sif_ray.runtime import ray_session
+from sif_ray.serve.app import build_app
+
+log = logging.getLogger(__name__)
+
+APPLICATION = "sif"
+
+
+def run(config: ServeConfig) -> None:
+    """Serve until interrupted; the interrupt is raised again after everything has been stopped."""
+    with serving(config) as base_url:
+        log.info("POST %s/v1/sif answers; its description is at %s/docs; Ctrl-C stops it", base_url, base_url)
+        threading.Event().wait()
+
+
+@contextlib.contextmanager
+def serving(config: ServeConfig) -> Iterator[str]:
+    """The application for the body, as its base URL, e.g. "http://127.0.0.1:8000"; ready when it is entered."""
+    port = config.port or _free_port(config.host)
+    config = dataclasses.replace(config, port=port)
+    with ray_session(config.ray):
+        try:
+            serve.start(http_options={"host": config.host, "port": port}, logging_config={"log_level": "WARNING"})
+            serve.run(build_app(config), name=APPLICATION, route_prefix="/")
+            yield f"http://{config.host}:{port}"
+        finally:
+            serve.shutdown()
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
