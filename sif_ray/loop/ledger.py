@@ -204,6 +204,10 @@ class Ledger:
         heapq.heappush(self._ready, (ticket.due, ticket.order))
         return True
 
+    def holds(self, lease: Lease) -> bool:
+        """True while a result under this lease would count."""
+        return self._by_id[lease.ticket_id].lease == lease
+
     def failed(self, lease: Lease, reason: str, *, retry: bool = True) -> bool:
         """Issue the ticket again, or drop it: without `retry` or after `max_failures`. False for an expired lease."""
         ticket = self._holder(lease, State.LEASED, State.GENERATED)

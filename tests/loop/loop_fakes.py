@@ -1,0 +1,161 @@
+"""Engines, scorers and a learner in one process, with random delays: what the loop's control flow is tested with."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from sif_ray.config import EngineConfig, GrpoConfig
+from sif_ray.loop.grpo import GrpoLoop
+from sif_ray.loop.ledger import Ledger
+from sif_ray.loop.rewarder import GroupScores, ScoringFailed
+from sif_ray.method.progress import ProgressRecord
+from sif_ray.records import Rollout, RolloutGroup, Sample
+from sif_ray.rollout.weights import Receipt, make_update
+
+TERMS = ("format", "answer", "box", "depth", "iou_last", "answer_score")
+
+
+class FakeEngine:
+    """Writes ten tokens per rollout, five before and five after a delay; labels them with the version it holds."""
+
+    def __init__(self, rng: random.Random, slow_s: float = 0.01) -> None:
+        self.rng, self.slow_s = rng, slow_s
+        self.version = 0
+        self.requests: list[Any] = []
+
+    async def generate(self, request) -> RolloutGroup:
+        self.requests.append(request)
+        first = self.version
+        await asyncio.sleep(self.rng.random() * self.slow_s)
+        spans = ((first, 10),) if self.version == first else ((first, 5), (self.version, 5))
+        rollout = Rollout(np.arange(10, dtype=np.int32), np.full(10, -1.0, np.float32), spans, "stop", "text")
+        ids = np.arange(3, dtype=np.int32)
+        return RolloutGroup(
+            request.ticket_id, request.sample_id, ids, request.images, (), (rollout,) * request.num_rollouts
+        )
+
+    async def update_weights(self, update) -> Receipt:
+        await asyncio.sleep(self.rng.random() * self.slow_s)
+        self.version = update.version
+        return Receipt(
+            update.version, len(update.tensors), update.num_bytes, update.checksum, "fake", seconds=0.0, pause_s=0.0
+        )
+
+
+class FakeScorer:
+    def __init__(self, rng: random.Random, slow_s: float = 0.01) -> None:
+        self.rng, self.slow_s = rng, slow_s
+        self.previous: dict[str, list[float | None]] = {}
+
+    async def score(self, texts_G, sample, previous) -> GroupScores | ScoringFailed:
+        await asyncio.sleep(self.rng.random() * self.slow_s)
+        self.previous.setdefault(sample.sample_id, []).append(previous)
+        scores_G = np.linspace(0, 1, len(texts_G), dtype=np.float32)
+        return GroupScores(scores_G, dict.fromkeys(TERMS, scores_G))
+
+
+class FakeLearner:
+    """Remembers what it was trained on."""
+
+    def __init__(self, rng: random.Random, slow_s: float = 0.01) -> None:
+        self.rng, self.slow_s = rng, slow_s
+        self.version = 0
+        self.trained: list[str] = []
+        self.staleness: list[int] = []
+        self.probed_at: list[int] = []
+
+    async def train(self, groups, version) -> dict[str, float]:
+        assert version == self.version
+        await asyncio.sleep(self.rng.random() * self.slow_s)
+        self.trained += [scored.group.ticket_id for scored in groups]
+        self.staleness += [version - scored.group.oldest_version for scored in groups]
+        self.version += 1
+        return {"loss": 0.5}
+
+    async def publish(self, version):
+        assert version == self.version
+        return make_update(version, [[("weight", torch.full((4,), float(version)))]])
+
+    async def log_probs(self, groups):
+        self.probed_at.append(self.version)
+        assert all(group.oldest_version == group.newest_version == self.version for group in groups)
+        return [[rollout.logprobs_T + 0.25 for rollout in group.rollouts] for group in groups]
+
+
+class Recorder:
+    """Metrics and timeline in memory."""
+
+    def __init__(self) -> None:
+        self.metrics: list[tuple[int, dict[str, float]]] = []
+        self.spans: list[tuple[str, str, float, float, int]] = []
+
+    def log(self, step, values) -> None:
+        self.metrics.append((step, dict(values)))
+
+    def span(self, lane, kind, start_s, end_s, **labels) -> None:
+        self.spans.append((lane, kind, start_s, end_s, labels["step"]))
+
+
+class Rig:
+    """A loop of fakes. Replace a part before `run`."""
+
+    def __init__(
+        self, *, num_prompts: int = 14, num_engines: int = 2, seed: int = 0, slow_s: float = 0.01, **changes: Any
+    ) -> None:
+        rng = random.Random(seed)
+        settings = {
+            "groups_per_step": 3,
+            "group_size": 2,
+            "max_staleness": 1,
+            "lease_timeout_s": 30.0,
+            "parity_every": 2,
+        }
+        self.config = GrpoConfig(**(settings | {"engine": EngineConfig(max_num_seqs=8)} | changes))
+        self.samples = {name: _sample(name) for name in (f"p{i}" for i in range(num_prompts))}
+        self.ledger = Ledger(
+            list(self.samples),
+            epochs=self.config.epochs,
+            groups_per_step=self.config.groups_per_step,
+            max_staleness=self.config.max_staleness,
+            lease_timeout_s=self.config.lease_timeout_s,
+            now_s=lambda: asyncio.get_running_loop().time(),
+        )
+        self.engines: list[Any] = [FakeEngine(rng, slow_s) for _ in range(num_engines)]
+        self.scorers: list[Any] = [FakeScorer(rng, slow_s)]
+        self.learner: Any = FakeLearner(rng, slow_s)
+        self.recorder = Recorder()
+
+    def run(self, beside: Callable[[asyncio.Task], Any] | None = None) -> Rig:
+        async def main() -> None:
+            loop = GrpoLoop(
+                self.config,
+                self.samples,
+                self.ledger,
+                ProgressRecord(),
+                engines=self.engines,
+                scorers=self.scorers,
+                learner=self.learner,
+                metrics=self.recorder,
+                timeline=self.recorder,
+            )
+            task = asyncio.create_task(loop.run())
+            if beside is not None:
+                await beside(task)
+            try:
+                await asyncio.wait_for(task, 30)
+            finally:
+                left = [other for other in asyncio.all_tasks() if other is not asyncio.current_task()]
+                assert not left, f"tasks left running: {left}"
+
+        asyncio.run(main())
+        return self
+
+
+def _sample(name: str) -> Sample:
+    return Sample(name, name, "toy", "grpo", "What?", "", "x", (), 8, 8, b"rgb", b"depth", "exact", "image")
