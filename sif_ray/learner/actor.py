@@ -1,0 +1,127 @@
+"""Learner ranks as Ray actors, and the driver's handle on all of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from sif_ray.config import GrpoConfig
+from sif_ray.learner import process_group
+from sif_ray.learner.engine import LearnerEngine
+from sif_ray.learner.microbatches import spread
+from sif_ray.learner.objective import Objective
+from sif_ray.records import FloatArray, RolloutGroup, ScoredGroup
+from sif_ray.rollout.weights import WeightUpdate, make_update
+
+
+class LearnerActor:
+    """One rank: places a `LearnerEngine`, delegates to it and hands its weights to the object store."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self._rank, self._world_size = rank, world_size
+        self._store: Any = None
+        self._engine: LearnerEngine
+
+    def open_store(self) -> tuple[str, int]:
+        """Rank 0 opens the store at which ranks meet; returns its address."""
+        host = ray.util.get_node_ip_address()
+        self._store = process_group.open_store(host)
+        return host, int(self._store.port)
+
+    def start(self, config: GrpoConfig, total_steps: int, host: str, port: int) -> None:
+        """Meet the other ranks and load the policy."""
+        if self._store is None:
+            self._store = process_group.reach_store(host, port)
+        process_group.join(self._rank, self._world_size, self._store)
+        self._engine = LearnerEngine(
+            config.learner,
+            config.policy,
+            total_steps=total_steps,
+            objective=Objective(config.clip_epsilon, config.kl_beta, config.importance_cap),
+            temperature=config.sampling.temperature,
+            max_pixels=config.max_pixels,
+        )
+
+    def train(self, groups: Sequence[ScoredGroup], version: int) -> dict[str, float]:
+        return self._engine.train_step(groups, version)
+
+    def log_probs(self, groups: Sequence[RolloutGroup]) -> list[list[FloatArray]]:
+        return self._engine.log_probs(groups)
+
+    def publish(self, version: int) -> WeightUpdate | None:
+        """The weights in the object store, from rank 0; the other ranks take part in the gathers."""
+        if self._rank == 0:
+            return make_update(version, self._engine.weight_buckets(), put=ray.put)
+        for _ in self._engine.weight_buckets():
+            pass
+        return None
+
+    def save_policy(self, output: str) -> None:
+        self._engine.save_policy(output)
+
+    def save_checkpoint(self, folder: str, client_state: dict[str, Any]) -> None:
+        self._engine.save_checkpoint(folder, client_state)
+
+    def load_checkpoint(self, folder: str) -> dict[str, Any]:
+        return self._engine.load_checkpoint(folder)
+
+
+class LearnerGroup:
+    """All ranks of the learner, seen from the loop. Every call runs on every rank and fails if any rank does.
+
+    Example:
+        learner = LearnerGroup(config)
+        await learner.start(total_steps=150)
+        metrics = await learner.train(groups, version=0)
+        update = await learner.publish(version=1)
+        learner.shutdown()
+    """
+
+    def __init__(self, config: GrpoConfig) -> None:
+        self._config = config
+        learner = config.learner
+        actor = ray.remote(num_cpus=learner.num_cpus_per_rank, num_gpus=learner.num_gpus_per_rank)(LearnerActor)
+        self._ranks = [actor.remote(rank, learner.num_ranks) for rank in range(learner.num_ranks)]
+
+    async def start(self, total_steps: int) -> None:
+        """Load the policy on every rank; `total_steps` is the length of the learning-rate schedule."""
+        host, port = await self._ranks[0].open_store.remote()
+        await self._on_every_rank("start", self._config, total_steps, host, port)
+
+    async def train(self, groups: Sequence[ScoredGroup], version: int) -> dict[str, float]:
+        """One step on the groups, spread over the ranks by tokens; the metrics of the whole step."""
+        costs = [len(scored.group.prompt_token_ids_P) + scored.group.num_tokens for scored in groups]
+        shares = [[groups[index] for index in share] for share in spread(costs, len(self._ranks))]
+        calls = [rank.train.remote(share, version) for rank, share in zip(self._ranks, shares, strict=True)]
+        return (await asyncio.gather(*calls))[0]
+
+    async def publish(self, version: int) -> WeightUpdate:
+        """The current weights, labelled `version`, in the object store."""
+        return (await self._on_every_rank("publish", version))[0]
+
+    async def log_probs(self, groups: Sequence[RolloutGroup]) -> list[list[FloatArray]]:
+        """Log-probs of every rollout's tokens under the current weights, [group][rollout] (T,)."""
+        return (await self._on_every_rank("log_probs", groups))[0]
+
+    async def save_policy(self, output: str) -> None:
+        """Write a Hugging Face checkpoint folder."""
+        await self._on_every_rank("save_policy", output)
+
+    async def save_checkpoint(self, folder: str, client_state: dict[str, Any]) -> None:
+        """Write weights, optimiser and `client_state` (plain values), to resume from."""
+        await self._on_every_rank("save_checkpoint", folder, client_state)
+
+    async def load_checkpoint(self, folder: str) -> dict[str, Any]:
+        """Resume from the newest checkpoint in `folder`; returns its client state."""
+        return (await self._on_every_rank("load_checkpoint", folder))[0]
+
+    def shutdown(self) -> None:
+        """End the ranks."""
+        for rank in self._ranks:
+            ray.kill(rank)
+
+    async def _on_every_rank(self, method: str, *arguments: Any) -> list[Any]:
+        return list(await asyncio.gather(*(getattr(rank, method).remote(*arguments) for rank in self._ranks)))

@@ -1,0 +1,454 @@
+"""One rank of the learner: a policy under DeepSpeed and what is done to it.
+
+A training step is any number of forward and backward passes and exactly one update of the weights. Every token carries
+a weight that is normalised over the whole step and all ranks, so the result does not depend on how the step is cut into
+micro-batches or spread over ranks. A rank with fewer micro-batches than the others repeats one at weight zero, because
+every pass is a collective operation under ZeRO.
+
+Dimension suffixes: G rollouts of a group, M predicted tokens of a micro-batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sif_ray.config import LearnerConfig
+from sif_ray.learner import process_group
+from sif_ray.learner.advantages import group_advantages
+from sif_ray.learner.microbatches import pack, split_branches
+from sif_ray.learner.objective import Objective, grpo_loss, sequence_weights
+from sif_ray.learner.schedule import learning_rate
+from sif_ray.policy.branches import BranchedSequence, branch_logprobs, collate
+from sif_ray.policy.model import load_policy, save_policy
+from sif_ray.policy.processor import PolicyProcessor
+from sif_ray.records import RolloutGroup, ScoredGroup
+
+log = logging.getLogger(__name__)
+
+ADAM_BETAS = (0.9, 0.95)  # a memory of 20 steps for the second moment: runs are a few hundred steps, not 100,000
+BUCKET_BYTES = 64 * 2**20  # of weights gathered and handed over at a time
+
+Columns = dict[str, np.ndarray]
+"""Per-token inputs of the loss by name, each (M,), in the order of a sequence's predicted tokens."""
+
+
+class LearnerError(RuntimeError):
+    """The step cannot be done; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What one row of a micro-batch holds: a packed sequence and its loss inputs."""
+
+    sequence: BranchedSequence
+    columns: Columns
+
+
+class _Scorer(nn.Module):
+    """Log-probs and entropies as the output of a module, so that DeepSpeed sees one forward pass."""
+
+    def __init__(self, policy: nn.Module) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, batch: Any, temperature: float) -> tuple[Tensor, Tensor]:
+        logprobs_M, entropies_M = branch_logprobs(self.policy, batch, temperature)
+        return logprobs_M, entropies_M.detach()
+
+
+class LearnerEngine:
+    """Trains the policy of a checkpoint by GRPO steps or supervised steps.
+
+    Runs without Ray. Ranks come from the process group the process is in (`process_group.join`); without one it is a
+    group of one.
+
+    Example:
+        engine = LearnerEngine(LearnerConfig(), "runs/warmup/checkpoint", total_steps=100, objective=Objective())
+        metrics = engine.train_step(groups, version=0)
+        engine.save_policy("runs/grpo/checkpoint")
+    """
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        policy: str,
+        *,
+        total_steps: int,
+        objective: Objective | None = None,
+        temperature: float = 1.0,
+        max_pixels: int | None = None,
+    ) -> None:
+        """`total_steps` is the length of the learning-rate schedule. `objective` None = supervised steps only.
+
+        `temperature` is the sampling temperature of the rollouts; log-probs of `train_step` and `log_probs` are taken
+        at it. A frozen copy of the starting policy is held as reference when `objective.kl_beta` > 0.
+        """
+        torch.set_num_threads(config.threads)
+        process_group.join()
+        self._deepspeed = process_group.load_deepspeed()
+        self._config, self._source, self._total_steps = config, policy, total_steps
+        self._objective, self._temperature = objective, temperature
+        self._device = (
+            torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        )
+        self._processor = PolicyProcessor(policy, max_pixels)
+        model = load_policy(policy, config.dtype)
+        self._engine, self._optimizer, _, _ = self._deepspeed.initialize(
+            model=_Scorer(model), optimizer=_optimizer(model, config), config=deepspeed_config(config)
+        )
+        self._policy = model
+        self._reference = self._load_reference() if objective is not None and objective.kl_beta > 0 else None
+
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    def train_step(self, groups: Sequence[ScoredGroup], version: int) -> dict[str, float]:
+        """One GRPO update on this rank's scored groups; returns the metrics of the whole step, equal on every rank.
+
+        The proximal policy of the clipped ratio is the current one, detached: one update per batch leaves the ratio at
+        1, and the truncated importance weight corrects staleness and numerics of the engine. `version` is the policy
+        version being trained, from which staleness is measured.
+
+        Raises `LearnerError` when a rank has no group, images do not fit their prompt or the loss is not finite.
+        """
+        if self._objective is None:
+            raise LearnerError("train_step needs an objective; give LearnerEngine(objective=Objective(...))")
+        num_rollouts = sum(len(group.rewards_G) for group in groups)
+        total_rollouts = int(self._total(num_rollouts, "groups"))
+        pieces = [piece for group in groups for piece in self._group_pieces(group, total_rollouts)]
+        sums = self._step(pieces, self._grpo_loss)
+        tokens = sums["tokens"]
+        staleness = _token_staleness(groups, version)
+        stale_tokens, oldest = self._sum_and_max(float(staleness.sum()), float(staleness.max()))
+        return {
+            "loss": sums["loss"],
+            "kl": sums["kl"] / tokens,
+            "entropy": sums["entropy"] / tokens,
+            "ratio_mean": sums["ratio"] / tokens,
+            "clip_share": sums["clipped"] / tokens,
+            "is_weight_mean": sums["importance"] / tokens,
+            "grad_norm": sums["grad_norm"],
+            "lr": sums["lr"],
+            "staleness_mean": stale_tokens / tokens,
+            "staleness_max": oldest,
+            "trained_tokens": tokens,
+        }
+
+    def sft_step(self, sequences: Sequence[BranchedSequence]) -> dict[str, float]:
+        """One supervised update: mean over the predicted tokens of all ranks of -log p, at temperature 1."""
+        counts = [_num_predicted(sequence) for sequence in sequences]
+        total_tokens = self._total(sum(counts), "predicted tokens")
+        budget = self._config.micro_batch_tokens
+        pieces = [
+            _Piece(part, {"weight": np.full(_num_predicted(part), 1.0 / total_tokens, dtype=np.float32)})
+            for sequence in sequences
+            for part, _ in _split(sequence, budget)
+        ]
+        sums = self._step(pieces, self._sft_loss)
+        return {
+            "loss": sums["loss"],
+            "entropy": sums["entropy"] / sums["tokens"],
+            "grad_norm": sums["grad_norm"],
+            "lr": sums["lr"],
+            "trained_tokens": sums["tokens"],
+        }
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done, also over resumed runs."""
+        return int(self._engine.global_steps)
+
+    def _step(
+        self, pieces: Sequence[_Piece], loss_of: Callable[..., tuple[Tensor, dict[str, Tensor]]]
+    ) -> dict[str, float]:
+        batches = pack([piece.sequence.num_tokens for piece in pieces], self._config.micro_batch_tokens)
+        passes = int(self._reduce(len(batches), dist.ReduceOp.MAX))
+        rate = learning_rate(
+            self.step,
+            self._total_steps,
+            peak=self._config.learning_rate,
+            schedule=self._config.lr_schedule,
+            warmup_share=self._config.warmup_share,
+        )
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        sums: dict[str, Tensor] = {}
+        for number in range(passes):
+            self._engine.set_gradient_accumulation_boundary(number == passes - 1)
+            idle = number >= len(batches)
+            batch, columns = self._batch([pieces[index] for index in batches[-1 if idle else number]])
+            loss, terms = loss_of(batch, columns)
+            self._engine.backward(loss * (0.0 if idle else dist.get_world_size()), scale_wrt_gas=False)
+            if not idle:
+                for name, value in {"loss": loss.detach(), **terms}.items():
+                    sums[name] = sums.get(name, 0.0) + value
+        totals = torch.stack([sums[name].float() for name in sorted(sums)])
+        dist.all_reduce(totals)
+        metrics = dict(zip(sorted(sums), totals.tolist(), strict=True))
+        self._refuse_unless_finite("loss", metrics["loss"], rate)
+        plain_norm = self._plain_gradient_norm()
+        self._engine.step()
+        reported_norm = self._engine.get_global_grad_norm()
+        metrics["grad_norm"] = plain_norm if reported_norm is None else float(reported_norm)
+        self._refuse_unless_finite("gradient norm", metrics["grad_norm"], rate)
+        metrics["lr"] = rate
+        return metrics
+
+    def _plain_gradient_norm(self) -> float:
+        """Norm of the gradients where DeepSpeed reports none: without ZeRO they are plain and equal on every rank."""
+        gradients = [parameter.grad for parameter in self._policy.parameters() if parameter.grad is not None]
+        return float(nn.utils.get_total_norm(gradients)) if self._config.zero_stage == 0 else math.nan
+
+    def _refuse_unless_finite(self, name: str, value: float, rate: float) -> None:
+        if not math.isfinite(value):
+            raise LearnerError(
+                f"step {self.step}: the {name} is {value}; lower learner.learning_rate ({rate:.3g} now) and resume "
+                "from the last checkpoint"
+            )
+
+    def _sft_loss(self, batch: Any, columns: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        logprobs_M, entropies_M = self._engine(batch, 1.0)
+        return -(columns["weight"] * logprobs_M).sum(), {
+            "entropy": entropies_M.sum(),
+            "tokens": torch.ones_like(entropies_M).sum(),
+        }
+
+    def _grpo_loss(self, batch: Any, columns: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        reference_M = None
+        if self._reference is not None:
+            with torch.no_grad():
+                reference_M, _ = self._reference(batch, self._temperature)
+        logprobs_M, entropies_M = self._engine(batch, self._temperature)
+        loss, terms = grpo_loss(
+            self._objective,
+            logprobs_M,
+            logprobs_M.detach(),
+            columns["behaviour_logprob"],
+            columns["advantage"],
+            columns["weight"],
+            reference_M,
+        )
+        return loss, {
+            "kl": terms.kl_N.sum(),
+            "entropy": entropies_M.sum(),
+            "ratio": terms.ratio_N.sum(),
+            "clipped": terms.clipped_N.sum(),
+            "importance": terms.importance_N.sum(),
+            "tokens": torch.ones_like(entropies_M).sum(),
+        }
+
+    # --- inputs ------------------------------------------------------------------------------------------------------
+
+    def _group_sequence(self, group: RolloutGroup) -> BranchedSequence:
+        features = self._processor.image_features(group.images)
+        grid = tuple(tuple(int(size) for size in row) for row in features["image_grid_thw"])
+        if grid != tuple(group.image_grid_thw):
+            raise LearnerError(
+                f"group {group.ticket_id} ({group.sample_id}): the learner cuts its images into {grid} patches, "
+                f"the engine into {group.image_grid_thw}; give both the same max_pixels"
+            )
+        return BranchedSequence(
+            prefix_ids=group.prompt_token_ids_P,
+            branches=[rollout.token_ids_T for rollout in group.rollouts],
+            pixel_values=features["pixel_values"],
+            image_grid_thw=grid,
+        )
+
+    def _group_pieces(self, scored: ScoredGroup, total_rollouts: int) -> list[_Piece]:
+        rollouts = scored.group.rollouts
+        advantages_G = group_advantages(scored.rewards_G)
+        weights_G = sequence_weights([len(rollout.token_ids_T) for rollout in rollouts], total_rollouts)
+        pieces = []
+        for part, chosen in _split(self._group_sequence(scored.group), self._config.micro_batch_tokens):
+            lengths = [len(rollouts[index].token_ids_T) for index in chosen]
+            columns = {
+                "behaviour_logprob": np.concatenate([rollouts[index].logprobs_T for index in chosen]),
+                "advantage": np.repeat(advantages_G[chosen], lengths),
+                "weight": np.repeat([weights_G[index] for index in chosen], lengths).astype(np.float32),
+            }
+            pieces.append(_Piece(part, columns))
+        return pieces
+
+    def _batch(self, pieces: Sequence[_Piece]) -> tuple[Any, dict[str, Tensor]]:
+        batch = collate([piece.sequence for piece in pieces], self._policy, self._processor.pad_token_id)
+        columns = {
+            name: torch.from_numpy(np.concatenate([piece.columns[name] for piece in pieces])).to(self._device)
+            for name in pieces[0].columns
+        }
+        return batch.to(self._device), columns
+
+    # --- reading the policy ------------------------------------------------------------------------------------------
+
+    def log_probs(self, groups: Sequence[RolloutGroup]) -> list[list[np.ndarray]]:
+        """Log-probs of every rollout's tokens under the current weights, [group][rollout] (T,) float32.
+
+        For the parity probe. Every rank must be given the same groups.
+        """
+        found: list[list[np.ndarray]] = []
+        for group in groups:
+            found.append([])
+            for part, _ in _split(self._group_sequence(group), self._config.micro_batch_tokens):
+                batch, _ = self._batch([_Piece(part, {})])
+                with torch.no_grad():
+                    logprobs_M, _ = self._engine(batch, self._temperature)
+                lengths = [len(branch) for branch in part.branches]
+                found[-1] += [chunk.float().cpu().numpy() for chunk in logprobs_M.split(lengths)]
+        return found
+
+    def weight_buckets(self, bucket_bytes: int = BUCKET_BYTES) -> Iterator[list[tuple[str, Tensor]]]:
+        """Every parameter once as (Hugging Face name, CPU tensor of its own), in buckets of about `bucket_bytes`.
+
+        Under ZeRO-3 a bucket is gathered at a time, never the whole model, and every rank must iterate to the end;
+        ranks other than 0 get empty buckets.
+        """
+        for bucket in _buckets(self._policy.named_parameters(), bucket_bytes):
+            gather = self._deepspeed.zero.GatheredParameters(
+                [parameter for _, parameter in bucket], enabled=self._config.zero_stage == 3
+            )
+            with gather:
+                # A clone outlives the gather; on a GPU the copy to the host is one already.
+                copied = (
+                    [(name, parameter.detach().to("cpu", copy=True)) for name, parameter in bucket]
+                    if self._is_first
+                    else []
+                )
+            yield copied
+
+    def save_policy(self, output: str) -> None:
+        """Write the weights as a Hugging Face checkpoint folder; every rank must call."""
+        tensors = dict(pair for bucket in self.weight_buckets() for pair in bucket)
+        if self._is_first:
+            save_policy(self._policy, self._source, output, state_dict=tensors)
+        dist.barrier()
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, folder: str, client_state: dict[str, Any]) -> None:
+        """Write weights, optimiser and `client_state` (plain values) to `folder`; every rank must call."""
+        self._engine.save_checkpoint(folder, tag=f"step{self.step}", client_state={"sif_ray": client_state})
+
+    def load_checkpoint(self, folder: str) -> dict[str, Any]:
+        """Continue from the newest checkpoint in `folder` and return its client state; every rank must call.
+
+        Under ZeRO-3 load into a fresh engine. Raises `LearnerError` when there is none.
+        """
+        loaded, state = self._engine.load_checkpoint(folder) if Path(folder).is_dir() else (None, None)
+        if loaded is None:
+            raise LearnerError(f"{folder}: no checkpoint to resume from")
+        return dict(state["sif_ray"])
+
+    def close(self) -> None:
+        """Leave the process group. The engine cannot be used afterwards."""
+        self._engine.destroy()
+        dist.destroy_process_group()
+
+    # --- helpers -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_first(self) -> bool:
+        return dist.get_rank() == 0
+
+    def _load_reference(self) -> nn.Module:
+        scorer = _Scorer(load_policy(self._source, self._config.dtype)).requires_grad_(False).eval()
+        if self._config.zero_stage < 3:
+            return scorer.to(self._device)
+        config = deepspeed_config(self._config)
+        reference, *_ = self._deepspeed.initialize(model=scorer, config=config)
+        return reference
+
+    def _reduce(self, value: float, operation: Any) -> float:
+        tensor = torch.tensor(float(value), dtype=torch.float64, device=self._device)
+        dist.all_reduce(tensor, operation)
+        return float(tensor)
+
+    def _sum_and_max(self, total: float, highest: float) -> tuple[float, float]:
+        return self._reduce(total, dist.ReduceOp.SUM), self._reduce(highest, dist.ReduceOp.MAX)
+
+    def _total(self, count: int, unit: str) -> float:
+        if self._reduce(count, dist.ReduceOp.MIN) == 0:
+            raise LearnerError(
+                f"a rank has no {unit} to train on; a step needs at least one per rank ({dist.get_world_size()})"
+            )
+        return self._reduce(count, dist.ReduceOp.SUM)
+
+
+def deepspeed_config(config: LearnerConfig) -> dict[str, Any]:
+    """The DeepSpeed configuration of a learner, with the keys of `config.deepspeed` put over it.
+
+    The micro-batch and accumulation counts are formal: the engine marks the end of a step itself.
+    """
+    ours: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.max_grad_norm,
+        "zero_optimization": {"stage": config.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": config.dtype == "bfloat16"},
+        "steps_per_print": 10**9,
+    }
+    return _merged(ours, config.deepspeed)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _optimizer(model: nn.Module, config: LearnerConfig) -> torch.optim.Optimizer:
+    """AdamW; weight decay for matrices only. torch's own needs no compiler, unlike DeepSpeed's."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=ADAM_BETAS)
+
+
+def _split(sequence: BranchedSequence, budget: int) -> Iterator[tuple[BranchedSequence, list[int]]]:
+    """Parts of a sequence within the token budget, and which branches each has."""
+    masks = sequence.loss_masks
+    for chosen in split_branches(len(sequence.prefix_ids), [len(branch) for branch in sequence.branches], budget):
+        part = replace(
+            sequence,
+            branches=[sequence.branches[index] for index in chosen],
+            loss_masks=None if masks is None else [masks[index] for index in chosen],
+        )
+        yield part, chosen
+
+
+def _num_predicted(sequence: BranchedSequence) -> int:
+    if sequence.loss_masks is None:
+        return sum(len(branch) for branch in sequence.branches)
+    return sum(int(np.sum(mask)) for mask in sequence.loss_masks)
+
+
+def _token_staleness(groups: Sequence[ScoredGroup], version: int) -> np.ndarray:
+    """Versions between the learner and each trained token."""
+    spans = [span for scored in groups for rollout in scored.group.rollouts for span in rollout.version_spans]
+    return np.repeat([version - written for written, _ in spans], [count for _, count in spans])
+
+
+def _buckets(named: Iterator[tuple[str, nn.Parameter]], bucket_bytes: int) -> Iterator[list[tuple[str, nn.Parameter]]]:
+    bucket: list[tuple[str, nn.Parameter]] = []
+    size = 0
+    for name, parameter in named:
+        num_bytes = getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
+        if bucket and size + num_bytes > bucket_bytes:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append((name, parameter))
+        size += num_bytes
+    if bucket:
+        yield bucket

@@ -1,0 +1,72 @@
+"""Scored groups on the tiny policy: real prompts and images, made-up completions."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sif_ray.config import PromptConfig
+from sif_ray.records import Rollout, RolloutGroup, ScoredGroup
+from sif_ray.toyworld import assets
+
+MakeGroup = Callable[..., ScoredGroup]
+
+
+@pytest.fixture(scope="session")
+def tiny_policy() -> str:
+    return str(assets.path("tiny_policy"))
+
+
+@pytest.fixture(scope="module")
+def process_group_of_one() -> Iterator[None]:
+    """Engines in the test process share a group of one, which must not outlive them: vLLM would join it."""
+    import torch.distributed as dist
+
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def make_group(tiny_policy: str) -> MakeGroup:
+    """make_group(seed, lengths): completions of random tokens in these lengths, random rewards and log-probs."""
+    from sif_ray.policy.processor import PolicyProcessor
+
+    processor = PolicyProcessor(tiny_policy)
+
+    def make(seed: int, lengths: tuple[int, ...] = (5, 9, 3, 7)) -> ScoredGroup:
+        rng = np.random.default_rng(seed)
+        images = (noise_image(rng), noise_image(rng))
+        prompt = processor.encode_prompt(f"What is number {seed}?", images, PromptConfig())
+        rollouts = tuple(
+            Rollout(
+                token_ids_T=rng.integers(20, 500, length).astype(np.int32),
+                logprobs_T=rng.normal(-6.0, 0.5, length).astype(np.float32),
+                version_spans=((0, length - 1), (1, 1)),
+                finish_reason="length",
+                text="",
+            )
+            for length in lengths
+        )
+        group = RolloutGroup(
+            ticket_id=f"ticket-{seed}",
+            sample_id=f"sample-{seed}",
+            prompt_token_ids_P=np.asarray(prompt.token_ids_P, dtype=np.int32),
+            images=images,
+            image_grid_thw=prompt.image_grid_thw,
+            rollouts=rollouts,
+        )
+        return ScoredGroup(group=group, rewards_G=rng.uniform(0, 4, len(lengths)).astype(np.float32), terms_G={})
+
+    return make
+
+
+def noise_image(rng: np.random.Generator) -> bytes:
+    """A PNG of the toy world's size."""
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (112, 112, 3), dtype=np.uint8)).save(buffer, format="PNG")
+    return buffer.getvalue()
