@@ -1,0 +1,223 @@
+"""A rollout engine: prompts in; rollout groups with exact log-probs and versions out; weights updated in place."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import itertools
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import transformers
+from PIL import Image
+
+from sif_ray.config import EngineConfig, PromptConfig, SamplingConfig
+from sif_ray.policy.model import resolve_model
+from sif_ray.policy.processor import PolicyProcessor, decode_image
+from sif_ray.records import Rollout, RolloutGroup
+from sif_ray.rollout.environment import engine_environment, environment
+from sif_ray.rollout.errors import EngineDiedError, RolloutRequestError, WeightSyncError
+from sif_ray.rollout.staging import staged_size, staging_file, write_staged
+from sif_ray.rollout.weights import ByteArray, Receipt, WeightUpdate
+
+if TYPE_CHECKING:
+    from vllm.config.model import ModelDType
+
+    from sif_ray.rollout.vllm_client import Completion, VllmClient
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """One prompt to be answered `num_rollouts` times.
+
+    Example: `RolloutRequest("epoch0-toy-7", "toy-7", "Which is closer, ...?", (rgb_png, depth_png), 8,
+    SamplingConfig(temperature=1.0, max_tokens=96))`.
+    """
+
+    ticket_id: str
+    sample_id: str
+    question: str
+    images: tuple[bytes, ...]  # encoded: (rgb,) or (rgb, depth), as the engine's PromptConfig says
+    num_rollouts: int
+    sampling: SamplingConfig
+    seed: int | None = None  # None = the engine's own stream; equal seeds repeat a group only in an equal batch
+
+
+class RolloutEngine:
+    """One vLLM engine that holds one policy version at a time.
+
+    Invariant: a token is generated only while every worker holds all tensors of the version it is labelled with. A
+    damaged update is refused before anything changes (`WeightSyncError`, generation goes on with the old weights); an
+    update that fails half-way ends the engine (`EngineDiedError`).
+    """
+
+    def __init__(
+        self,
+        model: str,
+        config: EngineConfig,
+        prompt: PromptConfig,
+        *,
+        max_pixels: int = 0,
+        dtype: ModelDType | None = None,
+        seed: int = 0,
+        version: int = 0,
+        engine_id: str = "engine 0",
+    ) -> None:
+        """`model` is a checkpoint folder or hub id whose weights are `version`; max_pixels 0 = the checkpoint's limit.
+
+        `dtype` None is float32 on a CPU and the checkpoint's own type elsewhere.
+        """
+        self.engine_id = engine_id
+        self._model = resolve_model(model)
+        self._config = config
+        self._prompt = prompt
+        self._max_pixels = max_pixels
+        self._dtype = dtype
+        self._seed = seed
+        self._version = version
+        self._requests = itertools.count()
+        self._updating = asyncio.Lock()
+        self._client: VllmClient | None = None
+        self._processor: PolicyProcessor | None = None
+
+    @property
+    def version(self) -> int:
+        """Policy version that generates now."""
+        return self._version
+
+    async def start(self) -> None:
+        """Start vLLM's processes and load the checkpoint: 15 to 30 s on a CPU. Raises for a policy it cannot update."""
+        with environment(engine_environment(self._config)):
+            from sif_ray.rollout import vllm_client  # takes seconds to import and reads the environment
+
+            cpu = vllm_client.on_cpu()
+            if cpu:
+                _refuse_tied_embeddings(self._model)
+            self._processor = PolicyProcessor(self._model, self._max_pixels)
+            self._client = vllm_client.VllmClient(
+                self._model,
+                self._config,
+                dtype=self._dtype or ("float32" if cpu else "auto"),
+                image_size_limits=self._processor.image_size_limits(),
+                seed=self._seed,
+            )
+        await self._client.open(self._version)
+
+    async def warm_up(self) -> None:
+        """Answer one small image prompt; the first one takes seconds, which a measurement should not see."""
+        grey = io.BytesIO()
+        Image.new("RGB", (56, 56), (128, 128, 128)).save(grey, format="PNG")
+        images = (grey.getvalue(),) * (2 if self._prompt.depth_image else 1)
+        await self.generate(RolloutRequest("warm-up", "warm-up", "?", images, 1, SamplingConfig(max_tokens=2)))
+
+    async def generate(self, request: RolloutRequest) -> RolloutGroup:
+        """Answer one prompt `num_rollouts` times, across weight updates that may happen meanwhile.
+
+        Raises `RolloutRequestError` for a request that cannot be answered, `EngineDiedError` when the engine is gone.
+        """
+        client, processor = self._started()
+        if request.sampling.temperature == 0 and request.num_rollouts > 1:
+            raise RolloutRequestError(
+                f"num_rollouts = {request.num_rollouts} with temperature 0: greedy rollouts are all equal; ask for 1"
+            )
+        encoded = await asyncio.to_thread(processor.encode_prompt, request.question, request.images, self._prompt)
+        if len(encoded.token_ids_P) >= self._config.max_model_len:
+            raise RolloutRequestError(
+                f"sample {request.sample_id}: prompt of {len(encoded.token_ids_P)} tokens leaves no room in "
+                f"max_model_len = {self._config.max_model_len}; raise it or lower max_pixels"
+            )
+        prompt_ids, completions = await client.generate(
+            f"{request.ticket_id}-{next(self._requests)}",
+            encoded.engine_token_ids,
+            [(_content_id(image), decode_image(image)) for image in request.images],
+            request.num_rollouts,
+            request.sampling,
+            processor.eos_token_id,
+            None if request.seed is None else _spread(request.seed),
+        )
+        if prompt_ids != encoded.token_ids_P:
+            raise RolloutRequestError(
+                f"sample {request.sample_id}: the engine's prompt ({len(prompt_ids)} tokens) is not what the policy's "
+                f"processor made ({len(encoded.token_ids_P)}); both must use the same checkpoint and max_pixels"
+            )
+        return RolloutGroup(
+            ticket_id=request.ticket_id,
+            sample_id=request.sample_id,
+            prompt_token_ids_P=np.asarray(prompt_ids, dtype=np.int32),
+            images=tuple(request.images),
+            image_grid_thw=encoded.image_grid_thw,
+            rollouts=tuple(_rollout(completion, processor) for completion in completions),
+        )
+
+    async def update_weights(self, update: WeightUpdate) -> Receipt:
+        """Replace the weights while requests are in flight; they go on under the new version.
+
+        The update is fetched, staged and verified while generation goes on; only loading pauses it. Raises
+        `WeightSyncError` naming the tensor when the update is damaged or incomplete (the engine keeps its weights and
+        its version), `EngineDiedError` when loading fails half-way (the engine is ended).
+        """
+        client, _ = self._started()
+        async with self._updating:
+            started = time.monotonic()
+            buckets = await _fetch(update.buckets)
+            with staging_file(staged_size(buckets)) as path:
+                manifest = await asyncio.to_thread(write_staged, path, update.version, update.tensors, buckets)
+                await client.verify_weights(manifest)
+            paused = time.monotonic()
+            async with client.paused():
+                version, num_tensors, num_bytes, checksum = await client.load_verified(update.version)
+                self._version = version
+            resumed = time.monotonic()
+            return Receipt(
+                version, num_tensors, num_bytes, checksum, self.engine_id, resumed - started, resumed - paused
+            )
+
+    async def shutdown(self) -> None:
+        """End the engine's processes; pending and later calls fail with `EngineDiedError`. May be called twice."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.shutdown()
+
+    def _started(self) -> tuple[VllmClient, PolicyProcessor]:
+        if self._processor is None:
+            raise RuntimeError(f"{self.engine_id} has not been started; await start() first")
+        if self._client is None:
+            raise EngineDiedError(f"{self.engine_id} has been shut down")
+        return self._client, self._processor
+
+
+def _rollout(completion: Completion, processor: PolicyProcessor) -> Rollout:
+    return Rollout(
+        token_ids_T=completion.token_ids_T,
+        logprobs_T=completion.logprobs_T,
+        version_spans=completion.version_spans,
+        finish_reason=completion.finish_reason,
+        text=processor.decode(completion.token_ids_T.tolist()),
+    )
+
+
+async def _fetch(buckets: Iterable[Any]) -> list[ByteArray]:
+    return [bucket if isinstance(bucket, np.ndarray) else await bucket for bucket in buckets]
+
+
+def _content_id(image: bytes) -> str:
+    """Identifier under which the engine caches what it computed for an image."""
+    return hashlib.blake2b(image, digest_size=16).hexdigest()
+
+
+def _spread(seed: int) -> int:
+    """A seed whose neighbours are far away: vLLM gives rollout i of a group the seed `seed + i`."""
+    return int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=4).digest()) >> 1
+
+
+def _refuse_tied_embeddings(model: str) -> None:
+    config = transformers.AutoConfig.from_pretrained(model)
+    if config.get_text_config().tie_word_embeddings or config.tie_word_embeddings:
+        raise WeightSyncError(
+            f"{model}: tie_word_embeddings is true, and vLLM on a CPU would keep a packed copy of the old output "
+            "embedding after a weight update; use a checkpoint with untied embeddings, or a GPU"
+        )

@@ -1,0 +1,141 @@
+"""The vLLM side of a weight update: the `object_store` backend and the worker extension that reports about it.
+
+Importing this module registers the backend; vLLM imports it in every worker, because `WorkerExtension` is the engine's
+`worker_extension_cls`. The order of an update is
+
+    verify (nothing changed, generation goes on) -> pause -> start -> update -> finish -> receipt -> resume
+
+so that a damaged update is refused while the old weights are still in place. vLLM by itself only logs a warning for a
+layer that received nothing; here coverage is checked by name before loading and again on what was loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from sif_ray.rollout.errors import WeightSyncError
+from sif_ray.rollout.orphans import end_with_owner
+from sif_ray.rollout.staging import Manifest, open_staged
+from sif_ray.rollout.weights import check_coverage, read_tensors, update_checksum
+
+BACKEND = "object_store"
+WORKER_EXTENSION = f"{__name__}.WorkerExtension"
+
+
+def policy_shapes(model: str) -> dict[str, tuple[int, ...]]:
+    """Parameter shapes of a checkpoint's Hugging Face model by name, without reading a weight."""
+    config = transformers.AutoConfig.from_pretrained(model)
+    with torch.device("meta"):
+        network = transformers.AutoModelForImageTextToText.from_config(config)
+    return {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+
+
+@dataclass
+class ObjectStoreInit(WeightTransferInitInfo):
+    """Nothing to agree on: the worker knows its model."""
+
+
+@dataclass
+class ObjectStoreUpdate(WeightTransferUpdateInfo):
+    version: int  # of the update that `verify` has accepted
+
+
+@dataclass(frozen=True)
+class _Verified:
+    version: int
+    checksum: int
+    num_bytes: int
+    tensors: list[tuple[str, torch.Tensor]]
+
+
+class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdate]):
+    """Loads updates that an actor fetched from Ray's object store and staged in a file."""
+
+    init_info_cls = ObjectStoreInit
+    update_info_cls = ObjectStoreUpdate
+    supports_draft_weight_update = False
+
+    def init_transfer_engine(self, init_info: ObjectStoreInit) -> None:
+        self._expected = policy_shapes(self.model_config.model)
+        self._verified: _Verified | None = None
+
+    def verify(self, manifest: Manifest) -> int:
+        """Check every tensor of a staged update against its spec and the policy, and keep the mapping for loading.
+
+        Returns the checksum of what was read. Raises `WeightSyncError`; the model has not been touched then.
+        """
+        self._verified = None
+        specs, buckets = open_staged(manifest)
+        check_coverage(specs, self._expected)
+        tensors = list(read_tensors(specs, buckets))
+        checksum = update_checksum(specs)
+        self._verified = _Verified(manifest["version"], checksum, sum(spec.num_bytes for spec in specs), tensors)
+        return checksum
+
+    def start_weight_update(self) -> None:
+        if self._verified is None:
+            raise WeightSyncError("a weight update starts without verified tensors; call verify_weights first")
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self.receive_weights(self.parse_update_info(update_info))
+        if self.device.type != "cpu":  # the base class asks an accelerator that a CPU engine does not have
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: ObjectStoreUpdate) -> None:
+        verified = self._verified
+        if verified is None or verified.version != update_info.version:
+            raise WeightSyncError(f"version {update_info.version} is not the one that was verified")
+        wanted = {name for name, _ in self.model.named_parameters()}
+        loaded = self.model.load_weights(iter(verified.tensors))
+        for name in sorted(wanted - set(loaded)):
+            raise WeightSyncError(f"{name}: vLLM's parameter received no weights from the update")
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def receipt(self) -> tuple[int, int, int, int]:
+        """(version, tensors, bytes, checksum) of the update just loaded; the mapped bytes are let go."""
+        verified, self._verified = self._verified, None
+        if verified is None:
+            raise WeightSyncError("no weight update was loaded")
+        return verified.version, len(verified.tensors), verified.num_bytes, verified.checksum
+
+    def shutdown(self) -> None:
+        self._verified = None
+
+
+class WorkerExtension:
+    """Methods that vLLM adds to its worker class, called through `collective_rpc`."""
+
+    weight_transfer_engine: ObjectStoreTransfer
+
+    def verify_weights(self, manifest: Manifest) -> tuple[int | None, str]:
+        """(checksum, "") of a staged update, or (None, reason): a refusal is an answer, not a worker's failure."""
+        try:
+            return self.weight_transfer_engine.verify(manifest), ""
+        except WeightSyncError as error:
+            return None, str(error)
+
+    def weight_receipt(self) -> tuple[int, int, int, int]:
+        """See `ObjectStoreTransfer.receipt`."""
+        return self.weight_transfer_engine.receipt()
+
+
+if BACKEND not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine(BACKEND, ObjectStoreTransfer)
+end_with_owner()
+# Rotary layers have no weights and are reported as "failed to load" on every update; coverage is checked above.
+logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)

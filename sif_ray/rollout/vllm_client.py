@@ -1,0 +1,210 @@
+"""Every call into vLLM's asynchronous engine, in one place: the rest of the package knows tokens, not vLLM.
+
+Written against vLLM 0.32, whose API for weight updates changes with almost every minor version.
+
+Versions of tokens are vLLM's own (`CompletionOutput.weight_versions`) and exact: a version label changes only while
+the engine is paused; a completed pause has no batch in flight; the engine core stamps its label on the outputs of a
+step in the thread that runs the steps. The pause also preempts running requests and clears prefix, processor and
+encoder caches, so a request that goes on is recomputed under the new weights from its first token on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psutil
+from PIL import Image
+from vllm import AsyncEngineArgs, SamplingParams, TokensPrompt
+from vllm.config import WeightTransferConfig
+from vllm.config.model import ModelDType
+from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from sif_ray.config import EngineConfig, SamplingConfig
+from sif_ray.records import FloatArray, IntArray
+from sif_ray.rollout.errors import EngineDiedError, WeightSyncError
+from sif_ray.rollout.scheduler import SCHEDULER
+from sif_ray.rollout.staging import Manifest
+from sif_ray.rollout.transfer import BACKEND, WORKER_EXTENSION
+
+logger = logging.getLogger(__name__)
+
+CPU_BLOCK_TOKENS = 32  # of the prefix cache; vLLM's own 128 on a CPU is longer than most prompts of a small policy
+SHUTDOWN_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled completion as vLLM reports it."""
+
+    token_ids_T: IntArray
+    logprobs_T: FloatArray
+    version_spans: tuple[tuple[int, int], ...]
+    finish_reason: str
+
+
+def on_cpu() -> bool:
+    """Whether vLLM runs on the CPU in this process."""
+    return bool(current_platform.is_cpu())
+
+
+class VllmClient:
+    """One `AsyncLLM`. Create it in the event loop that will use it, in an environment made for it."""
+
+    def __init__(
+        self, model: str, config: EngineConfig, *, dtype: ModelDType, image_size_limits: dict[str, Any], seed: int
+    ) -> None:
+        arguments: dict[str, Any] = {}
+        if on_cpu():
+            arguments |= {
+                "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
+                "block_size": CPU_BLOCK_TOKENS,
+                "scheduler_cls": SCHEDULER,
+            }
+        if image_size_limits:
+            arguments["mm_processor_kwargs"] = image_size_limits
+        engine_args = AsyncEngineArgs(
+            model=model,
+            dtype=dtype,
+            seed=seed,
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            tensor_parallel_size=config.tensor_parallel_size,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            enforce_eager=config.enforce_eager,
+            enable_prefix_caching=True,
+            limit_mm_per_prompt={"image": 2, "video": 0},
+            mm_processor_cache_gb=0,  # a prompt comes once per epoch, and the cache's two halves can part over a pause
+            skip_mm_profiling=on_cpu(),  # nothing to size there: the KV cache has a given size
+            generation_config="vllm",  # the checkpoint's own sampling defaults stay out
+            logprobs_mode="processed_logprobs",
+            weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+            worker_extension_cls=WORKER_EXTENSION,
+            disable_log_stats=True,
+            **arguments,
+        )
+        self._llm = AsyncLLM.from_engine_args(engine_args)
+        self._processes = _engine_processes(self._llm)
+
+    async def open(self, version: int) -> None:
+        """Prepare weight updates and label the loaded weights as `version`."""
+        with _engine_errors():
+            await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
+            await self._llm.update_weight_version(str(version))
+
+    async def generate(
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        images: Sequence[tuple[str, Image.Image]],
+        num_completions: int,
+        sampling: SamplingConfig,
+        stop_token_id: int,
+        seed: int | None,
+    ) -> tuple[list[int], list[Completion]]:
+        """`num_completions` samples of one prompt and the prompt's token ids with image placeholders expanded.
+
+        `prompt_ids` has one placeholder per image; `images` pairs an identifier of the content with the image.
+        """
+        params = SamplingParams(
+            n=num_completions,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            seed=seed,
+            logprobs=0,  # the sampled token's only
+            flat_logprobs=True,
+            stop_token_ids=[stop_token_id],
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = TokensPrompt(
+            prompt_token_ids=list(prompt_ids),
+            multi_modal_data={"image": [image for _, image in images]},
+            multi_modal_uuids={"image": [identifier for identifier, _ in images]},
+        )
+        with _engine_errors():
+            async for output in self._llm.generate(prompt, params, request_id):
+                if output.finished:
+                    return list(output.prompt_token_ids or ()), [_completion(item) for item in output.outputs]
+        raise EngineDiedError(f"request {request_id} ended without an output")
+
+    async def verify_weights(self, manifest: Manifest) -> int:
+        """Have every worker check a staged update; raises `WeightSyncError` with the first reason given."""
+        with _engine_errors():
+            answers = await self._llm.collective_rpc("verify_weights", args=(manifest,))
+        for checksum, reason in answers:
+            if checksum is None:
+                raise WeightSyncError(reason)
+        return int(answers[0][0])
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Nothing is generated inside; requests are kept. An error inside ends the engine instead of resuming it."""
+        try:
+            with _engine_errors():
+                await self._llm.pause_generation(mode="keep", clear_cache=True)
+            yield
+            with _engine_errors():
+                await self._llm.resume_generation()
+        except BaseException:
+            self.shutdown()
+            raise
+
+    async def load_verified(self, version: int) -> tuple[int, int, int, int]:
+        """Load the verified update while paused and label what follows; see `ObjectStoreTransfer.receipt`."""
+        try:
+            with _engine_errors():
+                await self._llm.start_weight_update()
+                await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"version": version}))
+                await self._llm.finish_weight_update(weight_version=str(version))
+                receipts = await self._llm.collective_rpc("weight_receipt")
+        except EngineDiedError:
+            raise
+        except Exception as error:  # vLLM reports a worker's failure as a bare Exception
+            raise EngineDiedError(f"version {version} was loaded in part; the engine is ended: {error}") from error
+        return tuple(receipts[0])
+
+    def shutdown(self) -> None:
+        """End every process of the engine and wait for them; pending requests fail. May be called twice."""
+        self._llm.output_processor.propagate_error(EngineDeadError())
+        self._llm.shutdown(timeout=SHUTDOWN_TIMEOUT_S)
+        _, alive = psutil.wait_procs(self._processes, timeout=SHUTDOWN_TIMEOUT_S)
+        for process in alive:
+            process.kill()
+        psutil.wait_procs(alive)
+
+
+def _completion(output: Any) -> Completion:
+    if output.finish_reason not in ("stop", "length"):
+        raise EngineDiedError(f"a completion ended by {output.finish_reason!r}; the engine is shutting down")
+    if output.weight_versions is None:
+        raise EngineDiedError("vLLM reported no weight versions of the sampled tokens; use vllm 0.32")
+    return Completion(
+        token_ids_T=np.asarray(output.token_ids, dtype=np.int32),
+        logprobs_T=np.asarray(output.logprobs.logprobs, dtype=np.float32),
+        version_spans=tuple((int(span.version), span.end - span.start) for span in output.weight_versions),
+        finish_reason=output.finish_reason,
+    )
+
+
+def _engine_processes(llm: AsyncLLM) -> list[psutil.Process]:
+    cores = [psutil.Process(process.pid) for process in llm.engine_core.resources.engine_manager.processes]
+    return [process for core in cores for process in (core, *core.children(recursive=True))]
+
+
+@contextmanager
+def _engine_errors() -> Iterator[None]:
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineDiedError(f"the vLLM engine died: {error}") from error
