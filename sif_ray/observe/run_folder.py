@@ -40,7 +40,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write `value` to the file `name` of the folder, whole or not at all."""
-        return write_text(self.path / name, json.dumps(value, indent=2, allow_nan=False) + "\n")
+        return write_json(self.path / name, value)
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -49,6 +49,11 @@ def write_text(path: Path, text: str) -> Path:
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
     return path
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write `value` as strict JSON, whole or not at all. Raises `ValueError` for a number that is not finite."""
+    return write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def environment() -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,4 +84,20 @@ def busy_share(spans: Collection[Span], lane: str, kinds: Collection[str]) -> fl
         return 0.0
     extent_s = max(span.end_s for span in spans) - min(span.start_s for span in spans)
     busy = merge_intervals((span.start_s, span.end_s) for span in spans if span.lane == lane and span.kind in kinds)
-    return sum(end - start for start, end in busy) / extent_s if extent_s > 0 else 0.0
+    return _length(busy) / extent_s if extent_s > 0 else 0.0
+
+
+def overlap_share(
+    spans: Collection[Span], first: Sequence[tuple[float, float]], second: Sequence[tuple[float, float]]
+) -> float:
+    """Share of the whole timeline in which both lie, given as disjoint intervals (`merge_intervals`)."""
+    if not spans:
+        return 0.0
+    extent_s = max(span.end_s for span in spans) - min(span.start_s for span in spans)
+    # |A and B| = |A| + |B| - |A or B|
+    shared_s = _length(first) + _length(second) - _length(merge_intervals([*first, *second]))
+    return shared_s / extent_s if extent_s > 0 else 0.0
+
+
+def _length(intervals: Iterable[tuple[float, float]]) -> float:
+    return sum(end - start for start, end in intervals)
