@@ -117,6 +117,9 @@ class RolloutEngine:
     async def generate(self, request: RolloutRequest) -> RolloutGroup:
         """Answer one prompt `num_rollouts` times, across weight updates that may happen meanwhile.
 
+        Image placeholders are never sampled, and the log-probs are those without them: a model that reads a completion
+        again would look for the placeholder's image.
+
         Raises `RolloutRequestError` for a request that cannot be answered, `EngineDiedError` when the engine is gone.
         """
         client, processor = self._started()
@@ -136,8 +139,9 @@ class RolloutEngine:
             [(_content_id(image), decode_image(image)) for image in request.images],
             request.num_rollouts,
             request.sampling,
-            processor.eos_token_id,
-            None if request.seed is None else _spread(request.seed),
+            stop_token_id=processor.eos_token_id,
+            forbidden_token_id=processor.image_token_id,
+            seed=None if request.seed is None else _spread(request.seed),
         )
         if prompt_ids != encoded.token_ids_P:
             raise RolloutRequestError(

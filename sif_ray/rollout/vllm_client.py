@@ -23,6 +23,7 @@ from vllm import AsyncEngineArgs, SamplingParams, TokensPrompt
 from vllm.config import WeightTransferConfig
 from vllm.config.model import ModelDType
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -30,7 +31,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from sif_ray.config import EngineConfig, SamplingConfig
 from sif_ray.records import FloatArray, IntArray
-from sif_ray.rollout.errors import EngineDiedError, WeightSyncError
+from sif_ray.rollout.errors import EngineDiedError, RolloutRequestError, WeightSyncError
 from sif_ray.rollout.scheduler import SCHEDULER
 from sif_ray.rollout.staging import Manifest
 from sif_ray.rollout.transfer import BACKEND, WORKER_EXTENSION
@@ -38,6 +39,7 @@ from sif_ray.rollout.transfer import BACKEND, WORKER_EXTENSION
 logger = logging.getLogger(__name__)
 
 CPU_BLOCK_TOKENS = 32  # of the prefix cache; vLLM's own 128 on a CPU is longer than most prompts of a small policy
+FORBIDDEN_LOGIT_BIAS = -100.0  # the lowest vLLM takes; leaves a probability of zero in float32
 SHUTDOWN_TIMEOUT_S = 10.0
 
 
@@ -107,26 +109,30 @@ class VllmClient:
         images: Sequence[tuple[str, Image.Image]],
         num_completions: int,
         sampling: SamplingConfig,
+        *,
         stop_token_id: int,
+        forbidden_token_id: int,
         seed: int | None,
     ) -> tuple[list[int], list[Completion]]:
         """`num_completions` samples of one prompt and the prompt's token ids with image placeholders expanded.
 
         `prompt_ids` has one placeholder per image; `images` pairs an identifier of the content with the image.
         """
-        params = SamplingParams(
-            n=num_completions,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=sampling.max_tokens,
-            seed=seed,
-            logprobs=0,  # the sampled token's only
-            flat_logprobs=True,
-            stop_token_ids=[stop_token_id],
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        with _engine_errors():
+            params = SamplingParams(
+                n=num_completions,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                max_tokens=sampling.max_tokens,
+                seed=seed,
+                logprobs=0,  # the sampled token's only
+                flat_logprobs=True,
+                stop_token_ids=[stop_token_id],
+                logit_bias={forbidden_token_id: FORBIDDEN_LOGIT_BIAS},
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
         prompt = TokensPrompt(
             prompt_token_ids=list(prompt_ids),
             multi_modal_data={"image": [image for _, image in images]},
@@ -206,5 +212,7 @@ def _engine_processes(llm: AsyncLLM) -> list[psutil.Process]:
 def _engine_errors() -> Iterator[None]:
     try:
         yield
+    except VLLMValidationError as error:
+        raise RolloutRequestError(f"vLLM refuses the request: {error}") from error
     except EngineDeadError as error:
         raise EngineDiedError(f"the vLLM engine died: {error}") from error

@@ -129,5 +129,7 @@ def test_the_checksum_tells_updates_apart_and_ignores_their_packing() -> None:
     assert one_bucket.checksum == _update().checksum
     changed = make_update(5, [[(name, tensor * 2) for name, tensor in named]])
     assert changed.checksum != one_bucket.checksum
-    swapped = [replace(spec, name=other.name) for spec, other in zip(_update().tensors, _update().tensors[::-1])]
+    swapped = [
+        replace(spec, name=other.name) for spec, other in zip(_update().tensors, _update().tensors[::-1], strict=True)
+    ]
     assert update_checksum(swapped) != one_bucket.checksum
