@@ -37,7 +37,8 @@ from sif_ray.loop.rewarder import GroupScores, ScoringFailed
 from sif_ray.method.progress import ProgressRecord
 from sif_ray.observe.progress import Progress
 from sif_ray.records import FloatArray, RolloutGroup, Sample, ScoredGroup
-from sif_ray.rollout.engine import RolloutRequest, RolloutRequestError
+from sif_ray.rollout.engine import RolloutRequest
+from sif_ray.rollout.errors import RolloutRequestError
 from sif_ray.rollout.weights import Receipt, WeightUpdate
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,8 @@ class GrpoLoop:
         self._metrics = metrics
         self._timeline = timeline
         self._progress = progress
-        self._groups_per_engine = -(-config.engine.max_num_seqs // config.group_size)
+        # One group more than an engine runs at once waits inside it, so that a finished one is replaced without delay.
+        self._groups_per_engine = -(-config.engine.max_num_seqs // config.group_size) + 1
         self._scored: dict[str, ScoredGroup] = {}  # by ticket id, scored and not taken yet
         self._rollouts: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()

@@ -13,7 +13,7 @@ from loop_fakes import FakeEngine, FakeScorer, Rig
 from sif_ray.config import PromptConfig
 from sif_ray.loop.grpo import LoopError
 from sif_ray.loop.rewarder import ScoringFailed
-from sif_ray.rollout.engine import RolloutRequestError
+from sif_ray.rollout.errors import RolloutRequestError
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -65,7 +65,7 @@ def test_engine_is_never_given_more_than_it_holds():
     rig = Rig(num_prompts=40, num_engines=1, groups_per_step=10)
     rig.engines = [Counting(rig.engines[0].rng)]
     rig.run()
-    assert rig.engines[0].most == 4  # max_num_seqs 8 / group_size 2
+    assert rig.engines[0].most == 5  # max_num_seqs 8 / group_size 2, and one in its queue
 
 
 def test_every_group_has_its_own_seed_and_the_same_in_every_run():
@@ -222,7 +222,7 @@ def test_engine_that_answers_nothing_ends_the_run():
 
     rig = Rig(num_engines=1, lease_timeout_s=0.2, num_prompts=40, groups_per_step=10)
     rig.engines = [Hung(rig.engines[0].rng)]
-    with pytest.raises(LoopError, match="engine 0 has answered none of its 4 requests"):
+    with pytest.raises(LoopError, match="engine 0 has answered none of its 5 requests"):
         rig.run()
 
 

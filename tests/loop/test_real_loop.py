@@ -1,0 +1,129 @@
+"""The stage with real parts: vLLM engine, DeepSpeed learner, reward worker, each a Ray actor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file
+
+from sif_ray.config import ConfigError, EngineConfig, GrpoConfig, LearnerConfig, SamplingConfig
+from sif_ray.loop import stage
+from sif_ray.method import depth_code
+from sif_ray.observe.metrics import read_metrics
+from sif_ray.observe.timeline import busy_share, read_timeline
+from sif_ray.records import SAMPLE_SCHEMA, Sample, sample_to_row
+from sif_ray.toyworld import assets
+from sif_ray.toyworld.questions import draw_questions
+from sif_ray.toyworld.render import png, render
+from sif_ray.toyworld.scenes import make_scene
+
+
+def toy_samples(count: int) -> Iterator[Sample]:
+    for seed in range(count):
+        scene = make_scene(seed)
+        rendering = render(scene)
+        question = draw_questions(scene, 1)[0]
+        height, width = rendering.z_m.shape
+        yield Sample(
+            sample_id=f"toy-{seed}",
+            scene_id=f"toy-{seed}",
+            dataset="toyworld",
+            split="grpo",
+            question=question.text,
+            question_type=question.question_type,
+            answer=question.answer,
+            boxes=question.boxes(rendering),
+            width=width,
+            height=height,
+            image=png(rendering.rgb),
+            depth_image=png(depth_code.encode(depth_code.from_disparity(rendering.disparity))),
+            depth_source="exact",
+            source_frame="image",
+        )
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    rows = [sample_to_row(sample) for sample in toy_samples(4)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA), folder / "grpo-00000.parquet")
+    return folder
+
+
+def config_of(dataset: Path, output: Path, **changes) -> GrpoConfig:
+    settings = {
+        "data": str(dataset),
+        "split": "grpo",
+        "policy": "toy",
+        "output": str(output),
+        "epochs": 2.0,
+        "max_steps": 3,
+        "groups_per_step": 2,
+        "group_size": 4,
+        "max_staleness": 1,
+        "parity_every": 1,
+        "sampling": SamplingConfig(max_tokens=24),
+        "engine": EngineConfig(max_model_len=512, max_num_seqs=8, kv_cache_gib=0.25),
+        # The toy base policy does not speak SIF and earns nothing, so the weights are moved by decay, and far.
+        "learner": LearnerConfig(learning_rate=1e-3, weight_decay=20.0, lr_schedule="constant"),
+    }
+    return GrpoConfig(**(settings | changes))
+
+
+@pytest.mark.timeout(600)  # half a minute on two idle cores
+def test_three_steps_with_real_engine_and_learner(ray_local, dataset, tmp_path):
+    stage.run(config_of(dataset, tmp_path))
+
+    steps = read_metrics(tmp_path / "metrics.jsonl")
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    assert steps[2]["kl"] > 1e-4, "the weights have not moved, so the probe and the receipts show nothing"
+    assert max(step["staleness_max"] for step in steps) <= 1
+    assert max(step["parity_mean_abs"] for step in steps) < 1e-3
+    num_bytes = sum(t.nbytes for t in load_file(tmp_path / "checkpoint" / "model.safetensors").values())
+    assert {step["sync_bytes"] for step in steps} == {num_bytes}
+
+    ledger = json.loads((tmp_path / "ledger.json").read_text())
+    assert ledger["counts"]["trained"] == 6 and ledger["version"] == 3
+    assert json.loads((tmp_path / "state" / "progress.json").read_text())["means"].keys() == {
+        f"toy-{seed}" for seed in range(4)
+    }
+
+    before = load_file(assets.path("tiny_policy") / "model.safetensors")
+    after = load_file(tmp_path / "checkpoint" / "model.safetensors")
+    assert before.keys() == after.keys()
+    name = "lm_head.weight"
+    assert 0.9 < (after[name].norm() / before[name].norm()).item() < 0.99  # three times 1 - 1e-3 * 20, and what KL adds
+
+    spans = read_timeline(tmp_path / "timeline.jsonl")
+    assert {(span.lane, span.kind) for span in spans} == {
+        ("engine 0", "generate"),
+        ("reward 0", "score"),
+        ("learner 0", "train"),
+        ("learner 0", "wait"),
+        ("sync", "sync"),
+    }
+    assert busy_share(spans, "learner 0", ["train"]) > 0
+
+
+# --- requests that cannot work ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "/nowhere"}, "/nowhere"),
+        ({"split": "nonsense"}, "nonsense"),
+        ({"policy": "runs/no/such/checkpoint"}, "policy = 'runs/no/such/checkpoint'"),
+        ({"epochs": 0.01}, "epochs = 0.01"),
+        ({"groups_per_step": 1, "learner": LearnerConfig(num_ranks=2)}, "groups_per_step"),
+        ({"num_engines": 40}, r"42 logical CPUs \(1 learner \+ 40 engines \+ 1 reward workers\) exceed the 4"),
+    ],
+)
+def test_impossible_request_is_refused_before_anything_starts(ray_local, dataset, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        stage.run(config_of(dataset, tmp_path, **changes))
