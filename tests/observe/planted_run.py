@@ -21,7 +21,7 @@ from sif_ray.method import depth_code
 from sif_ray.method.boxes import Box
 from sif_ray.method.expansion import forward_frames
 from sif_ray.method.rewards import box_iou_reward, box_reward, depth_reward, format_reward
-from sif_ray.method.trace import AreaBox, Step, Trace, parse
+from sif_ray.method.trace import AreaBox, Step, Trace, find_answer, parse
 from sif_ray.observe.metrics import MetricsLog
 from sif_ray.observe.run_folder import RunFolder
 from sif_ray.observe.timeline import Timeline
@@ -189,7 +189,11 @@ def _items(
     for arm, scale in ARMS.items():
         for draw in range(4 if arm.startswith("sampled") else 1):
             chance = CHANCE[sample.question_type]
-            answer = sample.answer in text if arm == "greedy" else rng.random() < chance + scale * (skill - chance)
+            answer = (
+                find_answer(text) == sample.answer
+                if arm == "greedy"
+                else rng.random() < chance + scale * (skill - chance)
+            )
             terms = {"format": format_reward(text), "answer": float(answer), "box": scale * box, "depth": scale * depth}
             yield {
                 "checkpoint": checkpoint,

@@ -1,0 +1,258 @@
+"""The run as one HTML file: pictures, curves and numbers, with nothing outside the file.
+
+Charts are drawn from numbers in per cent (`charts`), examples from boxes over pictures (`examples`); the template
+escapes every text, and a content policy lets the page run its own script only.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from sif_ray import config as configuration
+from sif_ray.observe import charts
+from sif_ray.observe.examples import RULE, examples, served_example
+from sif_ray.observe.progress import format_seconds
+from sif_ray.observe.run_files import RunFiles, read_run
+from sif_ray.observe.run_folder import write_text
+from sif_ray.observe.summary import arm_label, column, sampled_arm, summarise
+
+REWARD_PLOTS = (
+    ("reward/total", "total reward", "weighted sum"),
+    ("reward/format", "format", "share of valid traces"),
+    ("reward/answer", "answer", "judge's score and bonus"),
+    ("reward/box", "box", "hierarchical IoU and bonus"),
+    ("reward/depth", "depth", "share of depths within 10 %"),
+    ("iou_last", "last-box IoU", "hierarchical IoU, no reward"),
+)
+HEALTH_PLOTS = (
+    ("entropy", "entropy", "nats per token"),
+    ("kl", "KL to the warm-up policy", "nats per token"),
+    ("completion_tokens_mean", "completion length", "tokens"),
+    ("generated_tokens_per_s", "generation", "tokens/s"),
+    ("parity_mean_abs", "engine against learner", "mean |Δ log-prob|"),
+)
+TERM_LABELS = {
+    "total": "total reward",
+    "format": "format",
+    "answer": "answer",
+    "box": "box",
+    "depth": "depth",
+    "iou_last": "last-box IoU",
+}
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write report.html into the folder of a quickstart run and return its path."""
+    run = read_run(run_dir)
+    return write_text(run.path / "report.html", render(run))
+
+
+def render(run: RunFiles) -> str:
+    """The page."""
+    summary = summarise(run)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sif_ray.observe"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"short": charts.short, "clock": format_seconds}
+    source = environment.get_template("report.js").render()
+    digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+    return environment.get_template("report.html.jinja").render(
+        script=source,
+        script_hash=f"sha256-{digest}",
+        summary=summary,
+        headline=headline(run),
+        is_toy=run.config.generate.source == "toyworld",
+        tiles=tiles(run, summary),
+        rule=RULE,
+        examples=examples(run),
+        served=served_example(run.response) if run.response else None,
+        rewards=[plot for entry in REWARD_PLOTS if (plot := _plot(run.grpo, *entry, "kind-train"))],
+        weights=run.config.grpo.rewards,
+        health=[plot for entry in HEALTH_PLOTS if (plot := _plot(run.grpo, *entry, "kind-sync"))],
+        warmup=_plot(run.warmup, "loss", "warm-up loss", "nats per assistant token", "kind-generate", from_zero=True),
+        staleness=charts.histogram(column(run.grpo, "staleness_max")[1], run.config.grpo.max_staleness),
+        lanes=charts.lane_chart(run.timeline) if run.timeline else None,
+        types=question_types(run),
+        comparison=comparison(run),
+        controls=controls(run),
+        stages=stage_bars(run.stage_seconds),
+        differences=configuration.differences(run.config),
+    )
+
+
+def _plot(
+    records: Sequence[Mapping[str, float]],
+    name: str,
+    title: str,
+    unit: str,
+    css_class: str,
+    from_zero: bool = False,
+) -> charts.Plot | None:
+    steps, values = column(records, name)
+    return charts.line_plot(title, unit, steps, values, css_class, from_zero) if values else None
+
+
+# --- words and key figures -------------------------------------------------------------------------------------------
+
+
+def headline(run: RunFiles) -> tuple[str, str]:
+    """One sentence on what GRPO did to the reward, and one on how sure that is."""
+    paired = run.results["paired"] if run.results else {}
+    arm = sampled_arm(run)
+    if run.compared is None or arm not in paired:
+        return "This run has not been evaluated", "Curves and times below are of the stages that ran."
+    before, after = (_means(run, name, arm)["total"]["mean"] for name in run.compared)
+    change = paired[arm]["total"]
+    low, high = change["ci95"]
+    verb = "raised" if low > 0 else "lowered" if high < 0 else "did not clearly move"
+    numbers = f"from {before:.2f} to {after:.2f}"
+    first = (
+        f"GRPO-SIF {verb} the reward {numbers}" if verb.endswith("ed") else f"GRPO-SIF {verb} the reward ({numbers})"
+    )
+    assert run.results is not None
+    second = (
+        f"Mean total reward at the training temperature ({arm_label(arm)}) on {run.results['num_scenes']} held-out "
+        f"scenes: {change['difference']:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}], paired by item and resampled "
+        "by scene."
+    )
+    return first, second
+
+
+def tiles(run: RunFiles, summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The row of key figures: {"label", "value", "note"}."""
+    found: list[dict[str, str]] = []
+
+    def tile(label: str, value: str, note: str) -> None:
+        found.append({"label": label, "value": value, "note": note})
+
+    if run.compared:
+        first, last = (_means(run, name, "greedy") for name in run.compared)
+        blind = _means(run, run.compared[1], "greedy_blind")
+        for term, label in (("answer", "answers right, greedy"), ("iou_last", "last-box IoU, greedy")):
+            value = f"{first[term]['mean']:.2f} → {last[term]['mean']:.2f}"
+            tile(label, value, f"{blind[term]['mean']:.2f} when shown another scene")
+        tile(
+            "valid traces, greedy",
+            f"{100 * last['format']['mean']:.1f} %",
+            f"{100 * first['format']['mean']:.1f} % after warm-up",
+        )
+    grpo = summary["grpo"]
+    if grpo and grpo["staleness_max"] is not None:
+        tile("largest staleness", f"{grpo['staleness_max']:g}", f"policy versions; window {grpo['max_staleness']}")
+    if grpo and grpo["parity_mean_abs"]["max"] is not None:
+        tile("engine against learner", charts.short(grpo["parity_mean_abs"]["max"]), "largest mean |Δ log-prob|")
+    if grpo and run.timeline:
+        share = 100 * grpo["engine_and_learner_busy_share"]
+        tile("generating while training", f"{share:.0f} %", "of the GRPO time, both are busy")
+    if run.stage_seconds:
+        tile("all stages", format_seconds(summary["total_seconds"]), f"min:s on {run.environment['num_cpus']} cores")
+    return found
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def _means(run: RunFiles, checkpoint: str, arm: str) -> dict[str, Any]:
+    assert run.results is not None
+    means: dict[str, Any] = run.results["checkpoints"][checkpoint]["arms"][arm]["means"]
+    return means
+
+
+def question_types(run: RunFiles) -> list[dict[str, Any]]:
+    """Greedy answer accuracy by question type: before and after with intervals, chance and the controls."""
+    if run.compared is None or run.results is None:
+        return []
+    before, after = (run.results["checkpoints"][name]["arms"] for name in run.compared)
+    rows = []
+    for kind, found in after["greedy"]["answer_by_type"].items():
+        controls = {
+            label: 100 * after[arm]["answer_by_type"][kind]["mean"]
+            for arm, label in (("greedy_blind", "blind"), ("greedy_swapped_depth", "swapped"))
+            if arm in after
+        }
+        rows.append(
+            {
+                "kind": kind,
+                "n": found["n"],
+                "chance": 100 * found["chance"],
+                "controls": controls,
+                "before": _bar(before["greedy"]["answer_by_type"][kind]),
+                "after": _bar(found),
+            }
+        )
+    return rows
+
+
+def _bar(estimate: Mapping[str, Any]) -> charts.Mark:
+    return charts.mark(estimate["mean"], estimate["ci95"], 0.0, 1.0)
+
+
+def comparison(run: RunFiles) -> list[dict[str, Any]]:
+    """Before and after GRPO by arm and term; the differences of one arm share one axis around 0."""
+    if run.compared is None or run.results is None:
+        return []
+    before, after = run.compared
+    paired = run.results["paired"]
+    sampled = sampled_arm(run)
+    others = [arm for arm in paired if arm.startswith("sampled_") and arm != sampled]
+    arms = [arm for arm in (sampled, *others, "greedy") if arm in paired]
+    reach = max([abs(end) for arm in arms for change in paired[arm].values() for end in change["ci95"]] + [1e-6])
+    return [
+        {
+            "arm": arm_label(arm),
+            "is_training": arm == sampled,
+            "rows": [
+                {
+                    "label": label,
+                    "before": _words(_means(run, before, arm)[term]),
+                    "after": _words(_means(run, after, arm)[term]),
+                    "change": charts.mark(change["difference"], change["ci95"], -reach, reach, signed=True),
+                    "verdict": _verdict(change["ci95"]),
+                }
+                for term, label in TERM_LABELS.items()
+                for change in [paired[arm][term]]
+            ],
+        }
+        for arm in arms
+    ]
+
+
+def controls(run: RunFiles) -> list[dict[str, Any]]:
+    """What the policy after GRPO scores with the right images, another scene's depth, and another scene's images."""
+    if run.compared is None or run.results is None:
+        return []
+    arms = run.results["checkpoints"][run.compared[1]]["arms"]
+    shown = [arm for arm in ("greedy", "greedy_swapped_depth", "greedy_blind") if arm in arms]
+    terms = ("answer", "iou_last", "depth", "total")
+    return [
+        {"label": TERM_LABELS[term], "values": {arm: _words(arms[arm]["means"][term]) for arm in shown}}
+        for term in terms
+    ]
+
+
+def _words(estimate: Mapping[str, Any]) -> dict[str, str]:
+    low, high = estimate["ci95"]
+    return {"mean": f"{estimate['mean']:.3f}", "interval": f"{low:.3f} to {high:.3f}"}
+
+
+def _verdict(ci95: Sequence[float]) -> str:
+    low, high = ci95
+    return "up" if low > 0 else "down" if high < 0 else "open"
+
+
+def stage_bars(stage_seconds: Mapping[str, float]) -> list[dict[str, Any]]:
+    """One bar per stage, as wide as its share of the longest."""
+    longest = max(stage_seconds.values(), default=0.0) or 1.0
+    return [
+        {"name": name, "width": 100 * seconds / longest, "seconds": seconds} for name, seconds in stage_seconds.items()
+    ]
