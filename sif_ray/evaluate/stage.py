@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import ray
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from sif_ray.config import ConfigError, EvaluateConfig
-from sif_ray.datagen.dataset import read_samples
+from sif_ray.datagen.dataset import DatasetError, read_samples
 from sif_ray.evaluate.arms import Arm, arms
 from sif_ray.evaluate.controls import donors, shown_images
 from sif_ray.evaluate.metrics import TERMS, chances, majority_shares, score_text
@@ -37,6 +38,8 @@ from sif_ray.runtime import ray_session
 from sif_ray.toyworld.questions import CHANCE
 
 log = logging.getLogger(__name__)
+
+TABLE_WIDTH = 110  # characters, also where the output is a file
 
 
 def run(config: EvaluateConfig) -> None:
@@ -63,19 +66,23 @@ def run(config: EvaluateConfig) -> None:
     results["seconds"] = time.monotonic() - started_s
     write_text(folder.path / "items.jsonl", "".join(to_line(item) for item in items))
     folder.write_json("results.json", results)
-    Console().print(table(results))
+    Console(width=max(Console().width, TABLE_WIDTH)).print(table(results))
     log.info("evaluation of %d items is in %s", len(samples), folder.path)
 
 
 def _read(config: EvaluateConfig) -> list[Sample]:
-    samples = list(read_samples(config.data, config.split))
-    if not samples:
-        raise ConfigError(f"split = {config.split!r}: {config.data} holds no row of it")
+    try:
+        samples = read_samples(config.data, config.split)
+    except DatasetError as error:
+        raise ConfigError(str(error)) from error
     unanswered = [sample.sample_id for sample in samples if not sample.answer.strip()]
     if unanswered:
         raise ConfigError(
             f"data = {config.data}: {len(unanswered)} rows have no answer to compare, e.g. {unanswered[0]}"
         )
+    flat = [sample.sample_id for sample in samples if not sample.depth_image]
+    if flat:
+        raise ConfigError(f"data = {config.data}: {len(flat)} rows have no depth image to score with, e.g. {flat[0]}")
     if len({sample.scene_id for sample in samples}) < 2:
         raise ConfigError(f"split = {config.split!r}: one scene only; the blind control needs the images of a second")
     return samples
@@ -165,23 +172,24 @@ class _Evaluation:
 
 
 def table(results: dict[str, Any]) -> Table:
-    """A short table for people: means by checkpoint and arm, then the paired differences."""
-    shown = Table(title=f"{results['num_items']} items of {results['num_scenes']} scenes, 95 % scene-level intervals")
-    shown.add_column("checkpoint")
-    shown.add_column("arm")
-    for term in TERMS:
-        shown.add_column(term, justify="right")
+    """A short table for people: means by checkpoint and arm, then the paired differences; ± half an interval."""
+    title = f"{results['num_items']} items of {results['num_scenes']} scenes, 95 % scene-level intervals"
+    shown = Table(title=title, box=SIMPLE_HEAD)
+    for column in ("", *TERMS):
+        shown.add_column(column, no_wrap=True)
     for name, checkpoint in results["checkpoints"].items():
+        shown.add_row(f"[bold]{name}")
         for arm, found in checkpoint["arms"].items():
-            cells = (_cell(found["means"][term]["mean"], found["means"][term]["ci95"]) for term in TERMS)
-            shown.add_row(name, arm, *cells)
-        shown.add_section()
-    comparison = results["comparison"]
-    for arm, found in results["paired"].items():
-        cells = (_cell(found[term]["difference"], found[term]["ci95"], "+") for term in TERMS)
-        shown.add_row(f"{comparison['checkpoint']} - {comparison['baseline']}", arm, *cells)
+            means = (found["means"][term] for term in TERMS)
+            shown.add_row(f"  {arm}", *(_cell(f"{mean['mean']:.2f}", mean["ci95"]) for mean in means))
+    if results["paired"]:
+        comparison = results["comparison"]
+        shown.add_row(f"[bold]{comparison['checkpoint']} - {comparison['baseline']}")
+        for arm, found in results["paired"].items():
+            differences = (found[term] for term in TERMS)
+            shown.add_row(f"  {arm}", *(_cell(f"{pair['difference']:+.2f}", pair["ci95"]) for pair in differences))
     return shown
 
 
-def _cell(value: float, ci95: Sequence[float], sign: str = "") -> str:
-    return f"{value:{sign}.3f}\n[{ci95[0]:{sign}.2f}, {ci95[1]:{sign}.2f}]"
+def _cell(value: str, ci95: Sequence[float]) -> str:
+    return f"{value} ±{(ci95[1] - ci95[0]) / 2:.2f}"

@@ -31,11 +31,19 @@ class Generation:
     policy_version: int
 
 
-EstimateDepth = Callable[[npt.NDArray[np.uint8]], Awaitable[npt.NDArray[np.floating]]]
-"""(height, width, 3) uint8 RGB to depth_rel, (height, width), 0 = near."""
+@dataclass(frozen=True)
+class Refused:
+    """A request that the policy cannot take, say for its length."""
 
-Generate = Callable[[str, tuple[bytes, ...]], Awaitable[Generation]]
-"""Question and encoded images, (rgb, depth) or (rgb,), to the policy's output; raises `RequestRefused`."""
+    message: str
+
+
+EstimateDepth = Callable[[Image.Image], Awaitable[npt.NDArray[np.float32]]]
+"""RGB photograph to depth_rel, (height, width), 0 = near."""
+
+Generate = Callable[[str, tuple[bytes, ...]], Awaitable[Generation | Refused]]
+"""Question and encoded images, (rgb, depth) or (rgb,), to the policy's output. A refusal is a value, because an error
+would come back wrapped in a remote one."""
 
 
 class SifService:
@@ -59,11 +67,13 @@ class SifService:
             raise RequestRefused(413, f"question has {len(question)} characters; at most {limit} are accepted")
         photo = await asyncio.to_thread(read_photo, encoded, self.config.max_image_bytes, self.config.max_image_pixels)
         started_s = time.monotonic()
-        depth_rel = await self._estimate_depth(np.asarray(photo.rgb))
+        depth_rel = await self._estimate_depth(photo.rgb)
         depth_png = await asyncio.to_thread(_depth_png, depth_rel)
         depth_done_s = time.monotonic()
         images = (photo.encoded, depth_png) if self.config.prompt.depth_image else (photo.encoded,)
         generation = await self._generate(question, images)
+        if isinstance(generation, Refused):
+            raise RequestRefused(422, generation.message)
         seconds = Seconds(depth=depth_done_s - started_s, generate=time.monotonic() - depth_done_s)
         return read_output(generation, depth_png, seconds, self.config.profile)
 

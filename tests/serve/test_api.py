@@ -18,9 +18,8 @@ from PIL import Image
 from sif_ray.config import ServeConfig
 from sif_ray.method import depth_code
 from sif_ray.serve.api import build_api
-from sif_ray.serve.images import RequestRefused
 from sif_ray.serve.protocol import SifRequest
-from sif_ray.serve.service import Generation, SifService
+from sif_ray.serve.service import Generation, Refused, SifService
 
 TRACE = (
     '<think><area>[{"bbox_2d":[0.000,0.000,1.000,1.000],"depth":0.500}]</area>\n<text>Look at the whole image.</text>'
@@ -36,16 +35,16 @@ class Policy:
         self.text = TRACE
         self.seen: list[tuple[str, tuple[bytes, ...]]] = []
 
-    async def generate(self, question: str, images: tuple[bytes, ...]) -> Generation:
+    async def generate(self, question: str, images: tuple[bytes, ...]) -> Generation | Refused:
         if question == "too long":
-            raise RequestRefused(422, "prompt of 9999 tokens leaves no room")
+            return Refused("prompt of 9999 tokens leaves no room")
         self.seen.append((question, images))
         return Generation(self.text, policy_version=7)
 
 
-async def slope(rgb: np.ndarray) -> np.ndarray:
+async def slope(photo: Image.Image) -> np.ndarray:
     """Nearer to the left, in the size of the image."""
-    return np.tile(np.linspace(0, 1, rgb.shape[1]), (rgb.shape[0], 1))
+    return np.tile(np.linspace(0, 1, photo.width), (photo.height, 1))
 
 
 @pytest.fixture

@@ -1,0 +1,64 @@
+"""One real application, from HTTP through Ray Serve, Depth Anything and vLLM, and what is left of it afterwards."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import urllib.error
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from sif_ray.config import EngineConfig, ServeConfig
+from sif_ray.depth.estimator import DepthEstimator
+from sif_ray.method import depth_code
+from sif_ray.serve.client import ask
+from sif_ray.serve.stage import serving
+from sif_ray.toyworld.questions import draw_questions
+from sif_ray.toyworld.render import png, render
+from sif_ray.toyworld.scenes import make_scene
+
+CONFIG = ServeConfig(
+    policy="toy",
+    depth_model="toy",
+    port=0,
+    max_tokens=24,
+    max_question_chars=5000,
+    engine=EngineConfig(max_model_len=512, max_num_seqs=8, kv_cache_gib=0.25),
+)
+
+
+def test_a_request_is_answered_over_http_and_nothing_is_left_running(ray_local: None) -> None:
+    scene = make_scene(987_654)
+    rendering = render(scene)
+    photo, question = png(rendering.rgb), draw_questions(scene, 1)[0].text
+    before = set(psutil.Process().children(recursive=True))
+    with serving(CONFIG) as base_url:
+        assert base_url.startswith("http://127.0.0.1:")
+        reply = ask(base_url, photo, question)
+        with pytest.raises(urllib.error.HTTPError) as broken:
+            ask(base_url, b"no image", question)
+        with pytest.raises(urllib.error.HTTPError) as long:
+            ask(base_url, photo, "ball " * 900)
+        during = set(psutil.Process().children(recursive=True)) - before
+        engine = [process for process in during if "EngineCore" in process.name() + "".join(process.cmdline())]
+        assert engine, "the engine runs in processes of its own"
+
+    assert reply.text
+    assert reply.valid == (not reply.reasons)
+    assert reply.policy_version == 0
+    assert reply.seconds.generate > 0
+    with Image.open(io.BytesIO(base64.b64decode(reply.depth_image))) as shown:
+        depth_rel = depth_code.decode(np.asarray(shown))
+    [expected] = DepthEstimator("toy").estimate([Image.fromarray(rendering.rgb)])
+    assert np.abs(depth_rel - expected).max() <= 0.51 / 255
+
+    assert broken.value.code == 400
+    assert long.value.code == 422
+    assert "max_model_len = 512" in json.loads(long.value.read())["detail"]
+
+    _, alive = psutil.wait_procs(engine, timeout=20)
+    assert not alive
