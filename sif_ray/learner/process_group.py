@@ -28,14 +28,13 @@ def join(rank: int = 0, world_size: int = 1, store: dist.Store | None = None) ->
 
     `store` None = a group of one, which needs no port.
     """
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if dist.is_initialized():
         return
     if store is None and world_size > 1:
         raise ValueError(f"world_size = {world_size}: several ranks need a store to meet at (open_store)")
-    backend = "gloo"
-    if torch.cuda.is_available():
-        backend = "nccl"
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
     store = dist.HashStore() if store is None else store
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
 

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from sif_ray.config import PromptConfig
-from sif_ray.records import Rollout, RolloutGroup, ScoredGroup
+from sif_ray.policy.processor import PolicyProcessor
+from sif_ray.records import Rollout, RolloutGroup, Sample, ScoredGroup
 from sif_ray.toyworld import assets
 
 MakeGroup = Callable[..., ScoredGroup]
@@ -32,11 +33,41 @@ def process_group_of_one() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def make_group(tiny_policy: str) -> MakeGroup:
-    """make_group(seed, lengths): completions of random tokens in these lengths, random rewards and log-probs."""
-    from sif_ray.policy.processor import PolicyProcessor
+def processor(tiny_policy: str) -> PolicyProcessor:
+    return PolicyProcessor(tiny_policy)
 
-    processor = PolicyProcessor(tiny_policy)
+
+@pytest.fixture(scope="session")
+def make_sample() -> Callable[..., Sample]:
+    """make_sample(scene, question=0): a row with a trace; rows of a scene share their images."""
+
+    def make(scene: int, question: int = 0) -> Sample:
+        rng = np.random.default_rng(scene)
+        area = '<area>[{"bbox_2d":[0.10,0.20,0.30,0.40],"depth":0.50}]</area>'
+        return Sample(
+            sample_id=f"scene{scene}-{question}",
+            scene_id=f"scene{scene}",
+            dataset="noise",
+            split="warmup",
+            question=f"Which number is {question}?",
+            question_type="",
+            answer="red",
+            boxes=((0.1, 0.2, 0.3, 0.4),),
+            width=112,
+            height=112,
+            image=noise_image(rng),
+            depth_image=noise_image(rng),
+            depth_source="exact",
+            source_frame="image",
+            trace=f"<think>{area}<text>A box.</text></think><answer>red</answer>",
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_group(processor: PolicyProcessor) -> MakeGroup:
+    """make_group(seed, lengths): completions of random tokens in these lengths, random rewards and log-probs."""
 
     def make(seed: int, lengths: tuple[int, ...] = (5, 9, 3, 7)) -> ScoredGroup:
         rng = np.random.default_rng(seed)

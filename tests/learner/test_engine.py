@@ -18,9 +18,10 @@ from sif_ray.learner.engine import ADAM_BETAS, LearnerEngine, LearnerError
 from sif_ray.learner.objective import Objective
 from sif_ray.policy.branches import BranchedSequence
 from sif_ray.policy.model import load_policy
+from sif_ray.policy.processor import PolicyProcessor
 
 RATE, MAX_NORM, TEMPERATURE, BETA, CAP = 1e-3, 0.05, 0.7, 0.1, 1.5
-NOISE = 1e-6
+NOISE = 1e-5  # of the norm of all gradients
 
 
 pytestmark = pytest.mark.usefixtures("process_group_of_one")
@@ -40,8 +41,6 @@ def engine_of(tiny_policy, objective=None, **learner) -> LearnerEngine:
 
 def plain_logprobs(policy, scored, rollout, temperature=TEMPERATURE) -> torch.Tensor:
     """Log-probs of one completion from a forward pass of transformers over prompt and completion alone."""
-    from sif_ray.policy.processor import PolicyProcessor
-
     features = PolicyProcessor(policy.name_or_path).image_features(scored.group.images)
     prompt = torch.from_numpy(scored.group.prompt_token_ids_P).long()
     completion = torch.from_numpy(rollout.token_ids_T).long()
@@ -91,7 +90,7 @@ def assert_same_weights(engine: LearnerEngine, plain: PlainStep) -> None:
     found = dict(pair for bucket in engine.weight_buckets() for pair in bucket)
     assert list(found) == list(plain.weights)
     for name, weights in found.items():
-        certain = plain.gradients[name].abs() > NOISE
+        certain = plain.gradients[name].abs() > NOISE * plain.grad_norm
         torch.testing.assert_close(weights[certain], plain.weights[name][certain], atol=1e-5, rtol=0, msg=name)
         torch.testing.assert_close(weights, plain.weights[name], atol=2.1 * RATE, rtol=0, msg=name)
 
@@ -135,8 +134,6 @@ def with_behaviour(scored, logprobs):
 
 @pytest.mark.parametrize("micro_batch_tokens", [8192, 80])
 def test_supervised_step_is_the_mean_over_answer_tokens(tiny_policy, groups, micro_batch_tokens):
-    from sif_ray.policy.processor import PolicyProcessor
-
     policy = load_policy(tiny_policy)
     sequences, logprobs = [], []
     for scored in groups:
@@ -177,8 +174,6 @@ def test_resumed_engine_goes_on_where_the_saved_one_stood(tiny_policy, groups, t
 
 
 def test_saved_policy_is_a_checkpoint_of_the_trained_weights(tiny_policy, groups, tmp_path):
-    from sif_ray.policy.processor import PolicyProcessor
-
     engine = engine_of(tiny_policy, Objective(kl_beta=0.0), zero_stage=3)
     engine.train_step(groups, version=0)
     engine.save_policy(str(tmp_path / "policy"))

@@ -27,7 +27,9 @@ LOG2 = math.log(2.0)
 def test_advantages_divide_by_the_sample_deviation():
     # mean 2, squared deviations 1 + 1 + 1 + 1 = 4, over 3: std = sqrt(4 / 3)
     scale = math.sqrt(4 / 3) + 1e-4
-    np.testing.assert_allclose(group_advantages([1, 3, 1, 3]), [-1 / scale, 1 / scale, -1 / scale, 1 / scale], rtol=1e-6)
+    np.testing.assert_allclose(
+        group_advantages([1, 3, 1, 3]), [-1 / scale, 1 / scale, -1 / scale, 1 / scale], rtol=1e-6
+    )
 
 
 def test_advantages_without_deviation_only_centre():

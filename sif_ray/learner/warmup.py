@@ -1,0 +1,150 @@
+"""Supervised warm-up: the SIF dataset's traces, on the assistant's tokens only.
+
+Ray Train places the ranks and Ray Data streams the rows to them; the step itself is that of `LearnerEngine`.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from sif_ray.config import ConfigError, WarmupConfig
+from sif_ray.learner.engine import LearnerEngine
+from sif_ray.learner.rows import Scene, batches, scene_sequence, scenes, shuffled
+from sif_ray.observe.metrics import MetricsLog
+from sif_ray.observe.progress import Progress
+from sif_ray.policy.model import resolve_model
+from sif_ray.policy.processor import PolicyProcessor
+from sif_ray.records import sample_from_row
+from sif_ray.runtime import ray_session
+
+log = logging.getLogger(__name__)
+
+SHUFFLE_SCENES = 1024  # scenes a rank holds to draw from; their images are held encoded
+
+
+def run(config: WarmupConfig) -> None:
+    """Train `config.policy` on a split and write `<output>/checkpoint` and `<output>/metrics.jsonl`.
+
+    Raises `ConfigError` when the split has no rows or fewer than a batch, or the batch does not divide over the ranks.
+    """
+    output = Path(config.output).resolve()
+    if config.batch_size % config.learner.num_ranks:
+        raise ConfigError(
+            f"batch_size = {config.batch_size}: must divide over learner.num_ranks = {config.learner.num_ranks}"
+        )
+    files = sorted(str(file) for file in Path(config.data).rglob("*.parquet"))
+    if not files:
+        raise ConfigError(
+            f"data = {config.data!r}: holds no Parquet files; make a dataset with the generate stage first"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    with ray_session(config.ray):
+        rows = _rows(files, config.split)
+        num_steps = _num_steps(config, rows.count())
+        log.info("warm-up: %d steps of %d rows on %d ranks", num_steps, config.batch_size, config.learner.num_ranks)
+        _fit(config, rows, num_steps, output)
+    log.info("warm-up: checkpoint in %s", output / "checkpoint")
+
+
+def _rows(files: list[str], split: str) -> ray.data.Dataset:
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    column = ray.data.expressions.col("split")
+    return ray.data.read_parquet(files).filter(expr=column == split)
+
+
+def _num_steps(config: WarmupConfig, num_rows: int) -> int:
+    if num_rows < config.batch_size:
+        raise ConfigError(
+            f"split = {config.split!r}: {num_rows} rows in {config.data}, fewer than batch_size = {config.batch_size}; "
+            "name another split or lower batch_size"
+        )
+    ranks = config.learner.num_ranks
+    return max(1, round(config.epochs * (num_rows // ranks // (config.batch_size // ranks))))
+
+
+def _fit(config: WarmupConfig, rows: ray.data.Dataset, num_steps: int, output: Path) -> None:
+    in_order = ray.train.DataConfig.default_ingest_options()
+    in_order.preserve_order = True  # a seed gives the same run again
+    scratch = output / "ray_train"
+    shutil.rmtree(scratch, ignore_errors=True)  # Ray Train would continue a run of the same name
+    trainer = TorchTrainer(
+        _train_rank,
+        train_loop_config={"config": config, "num_steps": num_steps, "output": str(output)},
+        datasets={"rows": rows},
+        dataset_config=ray.train.DataConfig(execution_options=in_order),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.learner.num_ranks,
+            use_gpu=config.learner.num_gpus_per_rank > 0,
+            resources_per_worker={
+                "CPU": config.learner.num_cpus_per_rank,
+                **({"GPU": config.learner.num_gpus_per_rank} if config.learner.num_gpus_per_rank else {}),
+            },
+        ),
+        run_config=ray.train.RunConfig(name="warmup", storage_path=str(scratch)),
+    )
+    trainer.fit()
+    shutil.rmtree(scratch)
+
+
+def _train_rank(settings: dict[str, Any]) -> None:
+    """One rank, in a worker of Ray Train, which has joined the process group already."""
+    config: WarmupConfig = settings["config"]
+    output, num_steps = Path(settings["output"]), settings["num_steps"]
+    engine = LearnerEngine(config.learner, config.policy, total_steps=num_steps, max_pixels=config.max_pixels)
+    processor = PolicyProcessor(resolve_model(config.policy), config.max_pixels)
+    context = ray.train.get_context()
+    watch = _Watch(output, num_steps, config.batch_size) if context.get_world_rank() == 0 else None
+    rows_per_rank = config.batch_size // context.get_world_size()
+    for batch in _forever(config, rows_per_rank, context.get_world_rank()):
+        if engine.step == num_steps:
+            break
+        metrics = engine.sft_step([scene_sequence(scene, processor, config.prompt) for scene in batch])
+        if watch is not None:
+            watch.note(engine.step, metrics)
+    if watch is not None:
+        watch.close()
+    engine.save_policy(str(output / "checkpoint"))
+
+
+def _forever(config: WarmupConfig, num_rows: int, rank: int) -> Iterator[list[Scene]]:
+    """Batches of epoch after epoch. Every rank's share of an epoch has the same number of rows, hence of batches."""
+    shard = ray.train.get_dataset_shard("rows")
+    generator = random.Random(f"{config.seed}-{rank}")
+    while True:
+        samples = (sample_from_row(row) for row in shard.iter_rows())
+        yield from batches(shuffled(scenes(samples), SHUFFLE_SCENES, generator), num_rows)
+
+
+class _Watch:
+    """Metrics and progress of the run, on one rank."""
+
+    def __init__(self, output: Path, num_steps: int, batch_size: int) -> None:
+        from sif_ray.cli import configure_logging
+
+        configure_logging()  # a worker process; Ray shows its lines where the run was started
+        path = output / "metrics.jsonl"
+        path.unlink(missing_ok=True)
+        self._log, self._batch_size = MetricsLog(path), batch_size
+        self._progress = Progress("warm-up", total=num_steps, unit="steps").__enter__()
+        self._last_s = time.monotonic()
+
+    def note(self, step: int, metrics: dict[str, float]) -> None:
+        now_s = time.monotonic()
+        seconds, self._last_s = now_s - self._last_s, now_s
+        rates = {"tokens_per_s": metrics["trained_tokens"] / seconds, "rows_per_s": self._batch_size / seconds}
+        self._log.log(step, {**metrics, **rates})
+        self._progress.advance(loss=metrics["loss"], rows_per_s=rates["rows_per_s"])
+
+    def close(self) -> None:
+        self._progress.__exit__(None, None, None)
+        self._log.close()
