@@ -96,7 +96,7 @@ def percent(value: float, low: float, high: float) -> float:
 def short(value: float) -> str:
     """A number in a few characters: `0.85`, `1,234`, `4e-06`."""
     if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
-        return f"{value:.1e}".replace(".0e", "e")
+        return f"{value:.3g}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 

@@ -82,6 +82,9 @@ for (const example of document.querySelectorAll(".example")) {
   looks.forEach((look, index) => {
     for (const picture of look.querySelectorAll(".picture")) picture.addEventListener("click", () => open(index));
   });
+  const opener = element("button", { type: "button", textContent: "step through" });
+  opener.addEventListener("click", () => open(0));
+  example.querySelector("header").append(opener);
   const open = (start) => {
     let current = start;
     const title = element("h3", { textContent: example.querySelector("h3").textContent });
@@ -93,7 +96,8 @@ for (const example of document.querySelectorAll(".example")) {
       const look = looks[current];
       name.textContent = `${current + 1} of ${looks.length}: ${look.querySelector("h4").lastChild.textContent}`;
       pair.replaceChildren(...[...look.querySelectorAll(".picture")].map((picture) => picture.cloneNode(true)));
-      words.textContent = `${look.querySelector(".depths").textContent}. ${look.querySelector(".words").textContent}`;
+      const depths = [...look.querySelectorAll(".depths span")].map((depth) => depth.textContent.trim());
+      words.textContent = `${look.querySelector(".words").textContent} (${depths.join("; ")})`;
       back.disabled = current === 0;
       next.disabled = current === looks.length - 1;
     };

@@ -1,0 +1,202 @@
+"""The report is whole, needs nothing outside itself, and shows hostile text as text."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from sif_ray.observe import examples
+from sif_ray.observe.charts import line_plot, nice_ticks, running_mean
+from sif_ray.observe.report import headline, render, write_report
+from sif_ray.observe.run_files import RunFiles, read_run
+
+SECTIONS = ["examples", "rewards", "types", "comparison", "busy", "health", "served", "goals", "how"]
+VOID = {"meta", "br", "input", "link"}
+
+
+class Page(HTMLParser):
+    """Tags must nest; attributes and scripts are kept."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.scripts: list[str] = []
+        self.words: list[str] = []
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+
+@pytest.fixture
+def run(planted) -> RunFiles:
+    return read_run(planted)
+
+
+@pytest.fixture(scope="module")
+def page(planted) -> Page:
+    return Page(write_report(planted).read_text(encoding="utf-8"))
+
+
+def test_every_section_is_there(page):
+    assert [value for tag, name, value in page.attributes if (tag, name) == ("section", "id")] == SECTIONS
+
+
+def test_nothing_outside_the_file_is_named(page, planted):
+    links = [value for _, name, value in page.attributes if name in ("href", "src", "action", "srcset", "poster")]
+    assert links and all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+    source = (planted / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?://|@import|url\((?!#)", source)
+
+
+def test_the_content_policy_allows_exactly_the_script_of_the_page(page):
+    import hashlib
+
+    (script,) = page.scripts
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = [value for tag, name, value in page.attributes if tag == "meta" and "default-src" in value]
+    assert f"script-src 'sha256-{digest}'" in policy
+
+
+def test_examples_follow_their_rule(run):
+    found = examples.examples(run)
+    wrong = [example for example in found if not example.right]
+    assert len(wrong) == examples.NUM_WRONG
+    assert {example.question_type for example in found if example.right} == {
+        "closer",
+        "side",
+        "count",
+        "colour",
+        "shape",
+    }
+    assert all(example.iou_last >= examples.GOOD_IOU for example in found if example.right)
+    for example in found:
+        assert example.looks[0].title == "whole image"
+        picture = Image.open(io.BytesIO(base64.b64decode(example.photo.partition(",")[2])))
+        assert (picture.format, picture.size) == ("PNG", (112, 112))
+        for look in example.looks:  # the planted policy reads depths off the map
+            assert all(abs(box.stated_depth - box.map_depth) < 1e-3 for box in look.rectangles)
+
+
+def test_large_photographs_are_shrunk():
+    buffer = io.BytesIO()
+    Image.new("RGB", (2000, 1000)).save(buffer, "JPEG")
+    uri = examples.data_uri(buffer.getvalue())
+    assert Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).size == (448, 224)
+
+
+def test_hostile_text_of_the_policy_stays_text(run):
+    attack = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    for item in run.items:
+        item["text"] = re.sub(r"<text>.*?</text>", f"<text>{attack}</text>", item["text"])
+    run.response["response"] |= {"answer": attack, "text": attack}
+    run.response["question"] = attack
+    run.environment["platform"] = attack
+    page = Page(render(run))
+    assert len(page.scripts) == 1 and "alert" not in page.scripts[0]
+    assert not [tag for tag, _, _ in page.attributes if tag == "img"]
+    assert any(attack in words for words in page.words)
+
+
+def test_a_run_without_later_stages_says_so(run):
+    bare = dataclasses.replace(
+        run, stage_seconds={}, warmup=[], grpo=[], timeline=[], results=None, items=[], response=None
+    )
+    page = Page(render(bare))
+    words = " ".join(page.words)
+    assert "This run has not been evaluated" in words and "GRPO has not run" in words and "not measured" in words
+
+
+@pytest.mark.parametrize(
+    ("interval", "verb"),
+    [([0.1, 0.3], "raised the reward"), ([-0.1, 0.1], "did not clearly move"), ([-0.3, -0.1], "lowered the reward")],
+)
+def test_the_headline_claims_what_the_interval_allows(run, interval, verb):
+    run.results["paired"]["sampled_T1.0"]["total"]["ci95"] = interval
+    assert verb in headline(run)[0]
+
+
+def test_missed_goals_are_shown_as_missed(run):
+    run.results["num_scenes"] = 12
+    source = render(run)
+    assert source.count('<tr class="missed">') == 1 and "12 of 13" in source
+
+
+def test_the_running_mean_is_centred():
+    assert running_mean([0.0, 3.0, 6.0, 0.0], 1) == [1.5, 3.0, 3.0, 3.0]
+    assert running_mean([1.0, 2.0], 0) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1.0), (-3.2, 17.0), (1e-6, 9e-6), (5.0, 5.0), (0.0, 0.0), (2600, 2700)]
+)
+def test_ticks_enclose_the_values_and_are_few(low, high):
+    ticks = nice_ticks(low, high, 4)
+    assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 7
+    assert ticks == sorted(set(ticks))
+
+
+def test_a_plot_of_one_step_is_drawn():
+    plot = line_plot("loss", "nats", [1], [0.5])
+    assert plot.mean_path.startswith("M0.00") and "nan" not in plot.mean_path
+
+
+def test_a_plot_stays_in_its_frame():
+    plot = line_plot("loss", "nats", [1, 2, 3], [0.5, 3.0, -2.0])
+    numbers = [float(number) for number in re.findall(r"-?[\d.]+", plot.raw_path)]
+    assert min(numbers) >= 0 and max(numbers) <= 100
+    json.dumps(plot.hover, allow_nan=False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_draws_it(page, planted, tmp_path, width):
+    shot = tmp_path / "report.png"
+    options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    subprocess.run(
+        [
+            "chromium",
+            *options.split(),
+            "--disable-component-update",
+            "--disable-sync",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--screenshot={shot}",
+            f"--window-size={width},2000",
+            (planted / "report.html").as_uri(),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    picture = Image.open(shot).convert("RGB")
+    assert picture.width == width
+    # The pictures of the first example: dozens of saturated colours that no text or background has.
+    saturated = {pixel for _, pixel in picture.getcolors(1 << 24) if max(pixel) - min(pixel) > 90}
+    assert len(saturated) > 50
