@@ -184,9 +184,9 @@ def _rectangle(box: Sequence[float], stated: float | None = None, in_map: float 
 
 def data_uri(encoded: bytes) -> str:
     """The picture as a PNG inside a URI, shrunk to `MAX_SIDE_PX` where it is larger."""
-    picture = Image.open(io.BytesIO(encoded))
-    if picture.format != "PNG" or max(picture.size) > MAX_SIDE_PX:
-        picture = picture.convert("RGB")
+    original = Image.open(io.BytesIO(encoded))
+    if original.format != "PNG" or max(original.size) > MAX_SIDE_PX:
+        picture = original.convert("RGB")
         picture.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")

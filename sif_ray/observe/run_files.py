@@ -35,7 +35,7 @@ class RunFiles:
     @property
     def compared(self) -> tuple[str, str] | None:
         """Names of the checkpoints before and after GRPO, None without an evaluation of both."""
-        comparison = self.results and self.results["comparison"]
+        comparison = self.results["comparison"] if self.results else None
         return (comparison["baseline"], comparison["checkpoint"]) if comparison else None
 
     def samples(self, sample_ids: Collection[str]) -> dict[str, Sample]:
@@ -55,8 +55,7 @@ class RunFiles:
         return {split: {"rows": len(ids), "scenes": len(set(ids))} for split, ids in sorted(scenes.items())}
 
     def _shards(self) -> list[Path]:
-        shards = (self.path / "data").rglob("*.parquet")
-        return sorted(shard for shard in shards if "rejected" not in shard.parts)
+        return sorted((self.path / "data" / "data").glob("*.parquet"))  # beside them, rejected/ has the refused rows
 
 
 def read_run(run_dir: str | Path) -> RunFiles:

@@ -106,18 +106,18 @@ def _evaluation_checks(run: RunFiles) -> Iterator[Check]:
     greedy, blind = _arm(run, after, "greedy"), _arm(run, after, "greedy_blind")
     yield _check(
         "held-out scenes",
-        run.results and run.results["num_scenes"],
+        None if run.results is None else run.results["num_scenes"],
         f"at least {MIN_SCENES}",
         lambda value: value >= MIN_SCENES,
     )
     warm = _arm(run, before, "greedy")
     yield _check(
         "format validity after warm-up, greedy",
-        warm and warm["means"]["format"]["mean"],
+        None if warm is None else warm["means"]["format"]["mean"],
         f"at least {MIN_VALIDITY}",
         lambda value: value >= MIN_VALIDITY,
     )
-    types = greedy and greedy["answer_by_type"].values()
+    types = None if greedy is None else greedy["answer_by_type"].values()
     yield _check(
         f"question types answered {MIN_ABOVE_CHANCE} above chance, greedy",
         None if types is None else sum(kind["mean"] >= kind["chance"] + MIN_ABOVE_CHANCE for kind in types),

@@ -106,10 +106,11 @@ def _jitter(box: Box, rng: np.random.Generator, noise: float) -> Box:
 
 
 def _write_dataset(folder: Path, samples: list[Sample]) -> None:
-    folder.mkdir(parents=True)
+    for name in ("data", "rejected"):
+        (folder / name).mkdir(parents=True)
     table = pa.Table.from_pylist([sample_to_row(sample) for sample in samples], schema=SAMPLE_SCHEMA)
-    pq.write_table(table, folder / "part-00000.parquet")
-    (folder / "rejected").mkdir()
+    pq.write_table(table, folder / "data" / "part-00000.parquet")
+    pq.write_table(table, folder / "rejected" / "part-00000.parquet")
 
 
 def _write_warmup(folder: Path, rng: np.random.Generator) -> None:
