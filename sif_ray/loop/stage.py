@@ -161,7 +161,7 @@ async def _shutdown(engine: Any) -> None:
 def _read(config: GrpoConfig) -> dict[str, Sample]:
     samples = {sample.sample_id: sample for sample in read_samples(config.data, config.split)}
     if not samples:
-        raise ConfigError(f"split = {config.split!r}: {config.data} holds no row of it")
+        raise ConfigError(f"split = {config.split!r}: every row of it in {config.data} was refused; see its rejected/")
     if round(config.epochs * len(samples)) == 0:
         raise ConfigError(f"epochs = {config.epochs:g} of {len(samples)} prompts is no prompt at all; raise it")
     blind = [name for name, sample in samples.items() if not sample.depth_image]

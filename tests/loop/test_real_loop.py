@@ -12,11 +12,12 @@ import pytest
 from safetensors.torch import load_file
 
 from sif_ray.config import ConfigError, EngineConfig, GrpoConfig, LearnerConfig, SamplingConfig
+from sif_ray.datagen.dataset import ACCEPTED, FORMAT, MANIFEST, ROW_SCHEMA
 from sif_ray.loop import stage
 from sif_ray.method import depth_code
 from sif_ray.observe.metrics import read_metrics
 from sif_ray.observe.timeline import busy_share, read_timeline
-from sif_ray.records import SAMPLE_SCHEMA, Sample, sample_to_row
+from sif_ray.records import Sample, sample_to_row
 from sif_ray.toyworld import assets
 from sif_ray.toyworld.questions import draw_questions
 from sif_ray.toyworld.render import png, render
@@ -49,9 +50,12 @@ def toy_samples(count: int) -> Iterator[Sample]:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    rows = [sample_to_row(sample) for sample in toy_samples(4)]
-    pq.write_table(pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA), folder / "grpo-00000.parquet")
+    folder = tmp_path_factory.mktemp("grpo") / "data"
+    rows = [sample_to_row(sample) | {"reasons": []} for sample in toy_samples(4)]
+    (folder / ACCEPTED).mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), folder / ACCEPTED / "part-00000.parquet")
+    manifest = {"format": FORMAT, "counts": {"splits": {"grpo": {"accepted": len(rows)}}}}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
     return folder
 
 
