@@ -48,7 +48,7 @@ def build_summary(run_dir: str | Path) -> dict[str, Any]:
 def summarise(run: RunFiles) -> dict[str, Any]:
     """As `build_summary`, of a run already read. Numbers that are not finite become None."""
     response = None if run.response is None else _served(run.response)
-    return _finite(
+    summary: dict[str, Any] = _finite(
         {
             "stage_seconds": run.stage_seconds,
             "total_seconds": sum(run.stage_seconds.values()),
@@ -61,6 +61,7 @@ def summarise(run: RunFiles) -> dict[str, Any]:
             "checks": [asdict(check) for check in checks(run)],
         }
     )
+    return summary
 
 
 def sampled_arm(run: RunFiles) -> str:
