@@ -8,6 +8,7 @@ is sent a resumed request anew and is not affected.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -19,8 +20,12 @@ class ImageKeepingScheduler(Scheduler):
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         output = super().schedule(*args, **kwargs)
+        images: dict[str, Any] = {}  # one object per image, so that the message to the workers holds it once
         for new in output.scheduled_new_reqs:
-            new.mm_features = self.requests[new.req_id].mm_features
+            new.mm_features = [
+                replace(feature, data=images.setdefault(feature.identifier, feature.data))
+                for feature in self.requests[new.req_id].mm_features
+            ]
         return output
 
 

@@ -192,7 +192,7 @@ def test_an_update_in_mid_generation_is_exact_to_the_token(actor: Any, old: Refe
         assert by_new[boundary:].max() < LOGPROB_TOLERANCE
     last_old = [abs(i.logprobs_T - new.logprobs(g, i, temperature))[i.version_spans[0][1] - 1] for g, i in split]
     first_new = [abs(i.logprobs_T - old.logprobs(g, i, temperature))[i.version_spans[0][1]] for g, i in split]
-    assert min(np.median(last_old), np.median(first_new)) > 10 * LOGPROB_TOLERANCE  # one token off would be seen
+    assert min(max(last_old), max(first_new)) > 10 * LOGPROB_TOLERANCE  # a boundary one token off would be seen
 
 
 def test_nothing_computed_with_old_weights_is_used_after_an_update(actor: Any, new: Reference) -> None:
