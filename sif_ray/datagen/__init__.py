@@ -1,0 +1,1 @@
+"""Annotated photographs to SIF datasets: sources, depth, frames, teacher, checks, the dataset folder."""

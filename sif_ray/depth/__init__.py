@@ -1,0 +1,1 @@
+"""Monocular depth of photographs: Depth Anything through transformers, in batches."""
