@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sif_ray.config import ConfigError, EvaluateConfig
-from sif_ray.datagen.dataset import DatasetError, read_samples
+from sif_ray.datagen.dataset import read_samples
 from sif_ray.evaluate.arms import Arm, arms
 from sif_ray.evaluate.controls import donors, shown_images
 from sif_ray.evaluate.metrics import TERMS, chances, majority_shares, score_text
@@ -71,10 +71,7 @@ def run(config: EvaluateConfig) -> None:
 
 
 def _read(config: EvaluateConfig) -> list[Sample]:
-    try:
-        samples = read_samples(config.data, config.split)
-    except DatasetError as error:
-        raise ConfigError(str(error)) from error
+    samples = read_samples(config.data, config.split)
     unanswered = [sample.sample_id for sample in samples if not sample.answer.strip()]
     if unanswered:
         raise ConfigError(

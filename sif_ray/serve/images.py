@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from PIL import Image, ImageOps
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_ASPECT = 8
+"""Longer over shorter side. Depth models enlarge the shorter side to a fixed length, so a narrow strip of few pixels
+would become a huge image; Qwen-VL's processor refuses strips too."""
+
 _ORIENTATION = 0x0112  # EXIF tag
 
 
@@ -57,6 +61,11 @@ def read_photo(encoded: bytes, max_bytes: int, max_pixels: int) -> Photo:
         width, height = image.size
         if width * height > max_pixels:
             raise RequestRefused(413, f"image has {width} x {height} pixels; at most {max_pixels} are accepted")
+        if max(width, height) > MAX_ASPECT * min(width, height):
+            raise RequestRefused(
+                422,
+                f"image has {width} x {height} pixels; the longer side may be at most {MAX_ASPECT} times the shorter",
+            )
         turned = image.getexif().get(_ORIENTATION, 1) != 1
         rgb = ImageOps.exif_transpose(image).convert("RGB")
     except Image.DecompressionBombError as error:

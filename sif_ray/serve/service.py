@@ -16,10 +16,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from sif_ray.config import ServeConfig
-from sif_ray.method import depth_code
+from sif_ray.depth.encoding import depth_png
 from sif_ray.method.boxes import is_box
 from sif_ray.method.trace import AreaBox, TraceError, find_answer, find_areas, parse
-from sif_ray.serve.images import RequestRefused, encode_png, read_photo
+from sif_ray.serve.images import RequestRefused, read_photo
 from sif_ray.serve.protocol import FocusBox, FocusStep, Seconds, SifResponse
 
 
@@ -68,17 +68,17 @@ class SifService:
         photo = await asyncio.to_thread(read_photo, encoded, self.config.max_image_bytes, self.config.max_image_pixels)
         started_s = time.monotonic()
         depth_rel = await self._estimate_depth(photo.rgb)
-        depth_png = await asyncio.to_thread(_depth_png, depth_rel)
+        encoded_depth = await asyncio.to_thread(depth_png, depth_rel)
         depth_done_s = time.monotonic()
-        images = (photo.encoded, depth_png) if self.config.prompt.depth_image else (photo.encoded,)
+        images = (photo.encoded, encoded_depth) if self.config.prompt.depth_image else (photo.encoded,)
         generation = await self._generate(question, images)
         if isinstance(generation, Refused):
             raise RequestRefused(422, generation.message)
         seconds = Seconds(depth=depth_done_s - started_s, generate=time.monotonic() - depth_done_s)
-        return read_output(generation, depth_png, seconds, self.config.profile)
+        return read_output(generation, encoded_depth, seconds, self.config.profile)
 
 
-def read_output(generation: Generation, depth_png: bytes, seconds: Seconds, profile: str) -> SifResponse:
+def read_output(generation: Generation, encoded_depth: bytes, seconds: Seconds, profile: str) -> SifResponse:
     """The reply that describes an output, well formed or not."""
     text = generation.text
     try:
@@ -94,7 +94,7 @@ def read_output(generation: Generation, depth_png: bytes, seconds: Seconds, prof
         valid=not reasons,
         reasons=reasons,
         steps=steps,
-        depth_image=base64.b64encode(depth_png).decode("ascii"),
+        depth_image=base64.b64encode(encoded_depth).decode("ascii"),
         text=text,
         policy_version=generation.policy_version,
         seconds=seconds,
@@ -103,7 +103,3 @@ def read_output(generation: Generation, depth_png: bytes, seconds: Seconds, prof
 
 def _shown(boxes: Iterable[AreaBox]) -> list[FocusBox]:
     return [FocusBox(bbox_xyxy_norm=box.bbox_2d, depth=box.depth) for box in boxes if is_box(box.bbox_2d)]
-
-
-def _depth_png(depth_rel: npt.NDArray[np.floating]) -> bytes:
-    return encode_png(Image.fromarray(depth_code.encode(depth_rel)))

@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sif_ray.config import ConfigError, EngineConfig, EvaluateConfig, RewardConfig
-from sif_ray.datagen.dataset import finish_folder, start_folder, write_shard
-from sif_ray.depth.estimator import depth_png
+from sif_ray.datagen.dataset import ACCEPTED, FORMAT, MANIFEST, ROW_SCHEMA
+from sif_ray.depth.encoding import depth_png
 from sif_ray.evaluate.metrics import TERMS
 from sif_ray.evaluate.stage import run, table
 from sif_ray.method import rewards
@@ -55,9 +57,11 @@ def toy_samples(num_scenes: int) -> list[Sample]:
 
 
 def write_dataset(folder: Path, samples: list[Sample]) -> str:
-    unfinished = start_folder(folder)
-    write_shard(unfinished, [sample_to_row(sample) for sample in samples], [])
-    finish_folder(unfinished, folder, {})
+    (folder / ACCEPTED).mkdir(parents=True)
+    rows = [{**sample_to_row(sample), "reasons": []} for sample in samples]
+    pq.write_table(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), folder / ACCEPTED / "part-00000.parquet")
+    manifest = {"format": FORMAT, "counts": {"splits": {"heldout": {"accepted": len(samples)}}}}
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     return str(folder)
 
 
