@@ -18,6 +18,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from sif_ray.config import ConfigError, WarmupConfig
+from sif_ray.datagen.dataset import ACCEPTED, read_manifest
 from sif_ray.learner.engine import LearnerEngine
 from sif_ray.learner.rows import Scene, batches, scene_sequence, scenes, shuffled
 from sif_ray.observe.metrics import MetricsLog
@@ -35,41 +36,40 @@ SHUFFLE_SCENES = 1024  # scenes a rank holds to draw from; their images are held
 def run(config: WarmupConfig) -> None:
     """Train `config.policy` on a split and write `<output>/checkpoint` and `<output>/metrics.jsonl`.
 
-    Raises `ConfigError` when the split has no rows or fewer than a batch, or the batch does not divide over the ranks.
+    Raises `ConfigError` when there is no such split, it has fewer rows than a batch, or the batch does not divide over
+    the ranks.
     """
     output = Path(config.output).resolve()
-    if config.batch_size % config.learner.num_ranks:
-        raise ConfigError(
-            f"batch_size = {config.batch_size}: must divide over learner.num_ranks = {config.learner.num_ranks}"
-        )
-    files = sorted(str(file) for file in Path(config.data).rglob("*.parquet"))
-    if not files:
-        raise ConfigError(
-            f"data = {config.data!r}: holds no Parquet files; make a dataset with the generate stage first"
-        )
+    num_steps = _num_steps(config, _num_rows(config))
     output.mkdir(parents=True, exist_ok=True)
     with ray_session(config.ray):
-        rows = _rows(files, config.split)
-        num_steps = _num_steps(config, rows.count())
         log.info("warm-up: %d steps of %d rows on %d ranks", num_steps, config.batch_size, config.learner.num_ranks)
-        _fit(config, rows, num_steps, output)
+        _fit(config, _rows(config), num_steps, output)
     log.info("warm-up: checkpoint in %s", output / "checkpoint")
 
 
-def _rows(files: list[str], split: str) -> ray.data.Dataset:
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    column = ray.data.expressions.col("split")
-    return ray.data.read_parquet(files).filter(expr=column == split)
+def _num_rows(config: WarmupConfig) -> int:
+    splits = read_manifest(config.data)["counts"]["splits"]
+    if config.split not in splits:
+        raise ConfigError(f"split = {config.split!r}: {config.data} has {', '.join(map(repr, sorted(splits)))}")
+    return int(splits[config.split]["accepted"])
 
 
 def _num_steps(config: WarmupConfig, num_rows: int) -> int:
+    ranks = config.learner.num_ranks
+    if config.batch_size % ranks:
+        raise ConfigError(f"batch_size = {config.batch_size}: must divide over learner.num_ranks = {ranks}")
     if num_rows < config.batch_size:
         raise ConfigError(
-            f"split = {config.split!r}: {num_rows} rows in {config.data}, fewer than batch_size = {config.batch_size}; "
-            "name another split or lower batch_size"
+            f"batch_size = {config.batch_size}: split {config.split!r} of {config.data} has {num_rows} rows; lower it"
         )
-    ranks = config.learner.num_ranks
     return max(1, round(config.epochs * (num_rows // ranks // (config.batch_size // ranks))))
+
+
+def _rows(config: WarmupConfig) -> ray.data.Dataset:
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    files = sorted(str(file) for file in (Path(config.data) / ACCEPTED).glob("*.parquet"))
+    return ray.data.read_parquet(files).filter(expr=ray.data.expressions.col("split") == config.split)
 
 
 def _fit(config: WarmupConfig, rows: ray.data.Dataset, num_steps: int, output: Path) -> None:

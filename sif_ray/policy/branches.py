@@ -20,6 +20,9 @@ import torch
 from torch import nn
 
 
+FORBIDDEN_LOGIT = -1e9  # finite, so that its part of an entropy is 0 and not NaN
+
+
 @dataclass(frozen=True)
 class BranchedSequence:
     """One prefix and its branches. `loss_masks` says which branch tokens are predicted (None = all)."""
@@ -105,7 +108,10 @@ def collate(sequences: Sequence[BranchedSequence], policy: nn.Module, pad_token_
 
 
 def branch_logits(policy: nn.Module, batch: BranchedBatch) -> torch.Tensor:
-    """Next-token logits (M, vocabulary) before every branch token to predict; no other logits are computed."""
+    """Next-token logits (M, vocabulary) before every branch token to predict; no other logits are computed.
+
+    The image placeholder is out of the running, as it is in the engine: a completion that held it would ask for an image.
+    """
     base = policy.model
     hidden = base(
         input_ids=batch.input_ids,
@@ -115,7 +121,9 @@ def branch_logits(policy: nn.Module, batch: BranchedBatch) -> torch.Tensor:
         image_grid_thw=batch.image_grid_thw,
         use_cache=False,
     ).last_hidden_state
-    return policy.lm_head(hidden.flatten(0, 1)[batch.state_at_M])
+    logits = policy.lm_head(hidden.flatten(0, 1)[batch.state_at_M])
+    placeholder = torch.tensor([policy.config.image_token_id], device=logits.device)
+    return logits.index_fill(-1, placeholder, FORBIDDEN_LOGIT)
 
 
 def branch_logprobs(policy: nn.Module, batch: BranchedBatch, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 CPU_BLOCK_TOKENS = 32  # of the prefix cache; vLLM's own 128 on a CPU is longer than most prompts of a small policy
 FORBIDDEN_LOGIT_BIAS = -100.0  # the lowest vLLM takes; leaves a probability of zero in float32
+CPU_BATCH_TOKENS = 8192  # of one step, and of the images encoded in it
 SHUTDOWN_TIMEOUT_S = 10.0
 
 
@@ -70,6 +71,10 @@ class VllmClient:
                 "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
                 "block_size": CPU_BLOCK_TOKENS,
                 "scheduler_cls": SCHEDULER,
+                # Whole prompts only: after a part of one, a seeded request on a CPU ends the engine (the sampler steps
+                # its generator back, which CPU generators cannot).
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(CPU_BATCH_TOKENS, config.max_model_len),
             }
         if image_size_limits:
             arguments["mm_processor_kwargs"] = image_size_limits

@@ -1,7 +1,8 @@
 """The recipe of the tiny base policy: `python -m sif_ray.toyworld.pretrain --output FOLDER`.
 
-It renders fresh scenes, asks several plain-text questions about each (`plain_text`) and trains on the answers. A scene's
-questions are branches of one sequence, so its images are computed once. Hidden matrices are trained by Muon, the rest
+It renders fresh scenes, asks several plain-text questions about each (`plain_text`) and trains on the answers. The haze
+of these scenes says nothing about depth, so that depth must be read from the depth image. A scene's questions are
+branches of one sequence, so its images are computed once. Hidden matrices are trained by Muon, the rest
 by AdamW; a number is taught with a narrow Gaussian over its neighbours, since 0.31 is nearly 0.32. An hour or two on one core.
 """
 
@@ -18,9 +19,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
+from sif_ray.depth.estimator import DepthEstimator
 from sif_ray.method.depth_code import encode, from_disparity
 from sif_ray.method.prompts import user_content
 from sif_ray.policy.branches import BranchedBatch, BranchedSequence, branch_logits, collate
@@ -28,7 +31,7 @@ from sif_ray.policy.model import load_policy, save_policy
 from sif_ray.policy.processor import PolicyProcessor
 from sif_ray.toyworld.plain_text import Text, draw_texts
 from sif_ray.toyworld.render import Rendering, render
-from sif_ray.toyworld.scenes import make_scene
+from sif_ray.toyworld.scenes import FAR_M, NEAR_M, Scene, make_scene
 from sif_ray.toyworld.tiny_policy import build, hidden_matrices, number_token_ids
 
 log = logging.getLogger(__name__)
@@ -50,11 +53,12 @@ class Teacher:
         self._prefix = tokenizer(prefix, add_special_tokens=False)["input_ids"]
         self._turn = tokenizer("<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
         self._tokenizer = tokenizer
+        self._estimator = DepthEstimator("toy")
 
     def sequences(self, seeds: Sequence[int], questions: int) -> list[BranchedSequence]:
         scenes = [make_scene(seed) for seed in seeds]
-        renderings = [render(scene) for scene in scenes]
-        depths_rel = [from_disparity(_blurred(rendering)) for rendering in renderings]
+        renderings = [render(scene, _random_haze(scene)) for scene in scenes]
+        depths_rel = self._depths(scenes, renderings)
         images = [image for r, depth in zip(renderings, depths_rel, strict=True) for image in (r.rgb, encode(depth))]
         features = self.image_processor(images, return_tensors="np")
         patches = features["pixel_values"].reshape(len(seeds), -1, features["pixel_values"].shape[-1])
@@ -64,6 +68,15 @@ class Teacher:
             texts = draw_texts(scene, rendering, depth, questions, np.random.default_rng([scene.seed, 7]))
             found.append(self._sequence(texts, patches[number], [tuple(map(int, grid)) for grid in grids[number]]))
         return found
+
+    def _depths(self, scenes: Sequence[Scene], renderings: Sequence[Rendering]) -> list[npt.NDArray[np.floating]]:
+        """What the policy is shown: for every third scene the tiny depth model's map, exact depth for the others."""
+        photos = [Image.fromarray(render(scene).rgb) for scene in scenes[::3]]
+        estimated = iter(self._estimator.estimate(photos))
+        return [
+            next(estimated) if number % 3 == 0 else from_disparity(_blurred(rendering))
+            for number, rendering in enumerate(renderings)
+        ]
 
     def _sequence(self, texts: list[Text], patches: np.ndarray, grids: list[tuple[int, ...]]) -> BranchedSequence:
         image_tokens = iter(time * height * width // 4 for time, height, width in grids)
@@ -77,6 +90,12 @@ class Teacher:
             branches.append(asked + answered)
             masks.append([False] * len(asked) + [True] * len(answered))
         return BranchedSequence(prefix, branches, patches, grids, masks)  # type: ignore[arg-type]
+
+
+def _random_haze(scene: Scene) -> list[float]:
+    """Depths to take the solids' haze from. True haze would tell which is closer, and the depth image would be ignored."""
+    rng = np.random.default_rng([scene.seed, 0xA12])
+    return rng.uniform(NEAR_M, FAR_M, len(scene.solids)).tolist()
 
 
 def _blurred(rendering: Rendering) -> npt.NDArray[np.float32]:

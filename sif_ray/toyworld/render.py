@@ -7,6 +7,7 @@ the point where a standing solid meets the plain.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,8 +64,11 @@ class Rendering:
         )
 
 
-def render(scene: Scene) -> Rendering:
-    """Cast one ray through every pixel centre."""
+def render(scene: Scene, haze_z_m: Sequence[float] | None = None) -> Rendering:
+    """Cast one ray through every pixel centre.
+
+    `haze_z_m` gives each solid the haze of another depth than its own: a scene whose colours say nothing about depth.
+    """
     z = np.full((SIZE_PX, SIZE_PX), SKY_M)
     colour = np.empty((SIZE_PX, SIZE_PX, 3))
     colour[:] = _HAZE - 18.0 * np.clip(-_RAY_Y, 0, 1)[..., None] * np.array([2.2, 1.2, 0.2])
@@ -72,7 +76,10 @@ def render(scene: Scene) -> Rendering:
     _draw_plain(scene, z, colour)
     for number, solid in enumerate(scene.solids):
         _draw_solid(solid, number, z, colour, index)
-    haze = 1 - np.exp(-np.clip(z - NEAR_M, 0, None) / _HAZE_LENGTH_M)
+    air = z.copy()
+    for number, depth in enumerate(haze_z_m or ()):
+        air[index == number] = depth
+    haze = 1 - np.exp(-np.clip(air - NEAR_M, 0, None) / _HAZE_LENGTH_M)
     haze[z >= SKY_M] = 0  # the sky has its colour already
     rgb = colour + haze[..., None] * (_HAZE - colour)
     return Rendering(np.clip(rgb + 0.5, 0, 255).astype(np.uint8), z.astype(np.float32), index)

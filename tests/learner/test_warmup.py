@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,22 +12,31 @@ import pytest
 import torch
 
 from sif_ray.config import ConfigError, LearnerConfig, WarmupConfig
+from sif_ray.datagen.dataset import FORMAT, MANIFEST
 from sif_ray.learner import warmup
 from sif_ray.observe.metrics import read_metrics
 from sif_ray.policy.model import load_policy
-from sif_ray.records import SAMPLE_SCHEMA, sample_to_row
+from sif_ray.records import SAMPLE_SCHEMA, Sample, sample_to_row
 
 
 @pytest.fixture
 def dataset(tmp_path, make_sample) -> str:
-    """Two shards of 8 scenes with 2 rows each, and rows of another split that cannot be trained."""
+    """Two shards of 8 scenes with 2 rows each, and rows of another split and refused rows that cannot be trained."""
     rows = [make_sample(scene, question=number) for scene in range(8) for number in range(2)]
-    rows += [replace(make_sample(scene), split="heldout", trace="") for scene in range(8, 12)]
-    for number, shard in enumerate((rows[:10], rows[10:])):
-        table = pa.Table.from_pylist([sample_to_row(row) for row in shard], schema=SAMPLE_SCHEMA)
-        (tmp_path / "data").mkdir(exist_ok=True)
-        pq.write_table(table, tmp_path / "data" / f"{number}.parquet")
-    return str(tmp_path / "data")
+    untrainable = [replace(make_sample(scene), trace="") for scene in range(8, 12)]
+    heldout = [replace(row, split="heldout") for row in untrainable]
+    folder = tmp_path / "dataset"
+    write_shard(folder / "data" / "0.parquet", rows[:10])
+    write_shard(folder / "data" / "1.parquet", rows[10:] + heldout)
+    write_shard(folder / "rejected" / "0.parquet", untrainable)
+    counts = {"splits": {"warmup": {"accepted": 16}, "heldout": {"accepted": 4}}}
+    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, "counts": counts}), encoding="utf-8")
+    return str(folder)
+
+
+def write_shard(path: Path, rows: list[Sample]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist([sample_to_row(row) for row in rows], schema=SAMPLE_SCHEMA), path)
 
 
 def config_of(dataset: str, tmp_path: Path, policy: str, num_ranks: int = 1) -> WarmupConfig:
@@ -56,13 +66,13 @@ def test_warmup_learns_the_traces(ray_local, dataset, tmp_path, tiny_policy, num
 
 
 def test_impossible_requests_are_refused_before_anything_starts(dataset, tmp_path, tiny_policy):
-    with pytest.raises(ConfigError, match="no Parquet files"):
-        warmup.run(config_of(str(tmp_path / "empty"), tmp_path, tiny_policy))
-    with pytest.raises(ConfigError, match=r"batch_size = 8.*num_ranks = 3"):
-        warmup.run(config_of(dataset, tmp_path, tiny_policy, num_ranks=3))
-
-
-def test_a_split_without_rows_is_refused(ray_local, dataset, tmp_path, tiny_policy):
-    config = replace(config_of(dataset, tmp_path, tiny_policy), split="training")
-    with pytest.raises(ConfigError, match=r"'training': 0 rows"):
-        warmup.run(config)
+    config = config_of(dataset, tmp_path, tiny_policy)
+    for change, message in [
+        ({"data": str(tmp_path / "empty")}, "no finished dataset"),
+        ({"split": "training"}, r"'training': .* has 'heldout', 'warmup'"),
+        ({"batch_size": 17}, r"batch_size = 17: .* 16 rows"),
+        ({"learner": LearnerConfig(num_ranks=3)}, r"batch_size = 8.*num_ranks = 3"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            warmup.run(replace(config, **change))
+    assert not (tmp_path / "out").exists()

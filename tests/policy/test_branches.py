@@ -60,8 +60,9 @@ def _separately(policy, sequence, branch):
             image_grid_thw=torch.tensor(sequence.image_grid_thw),
             mm_token_type_ids=(ids == policy.config.image_token_id).int(),
         ).logits[0, len(sequence.prefix_ids) - 1 : -1]
+    logits[:, policy.config.image_token_id] = -torch.inf
     logprobs = torch.log_softmax(logits / TEMPERATURE, -1)
-    return logprobs.gather(-1, torch.tensor(branch)[:, None]).squeeze(-1), -(logprobs.exp() * logprobs).sum(-1)
+    return logprobs.gather(-1, torch.tensor(branch)[:, None]).squeeze(-1), -(logprobs.exp() * logprobs).nansum(-1)
 
 
 def test_a_loss_mask_selects_the_tokens_to_predict(folder, prompts):

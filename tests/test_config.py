@@ -1,0 +1,94 @@
+"""Configurations are read exactly, and a wrong one names the key, the value and the way out."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from sif_ray.config import STAGES, ConfigError, GrpoConfig, QuickstartConfig, describe, differences, load, to_yaml
+from sif_ray.quickstart import with_paths
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_defaults_are_valid_and_survive_yaml(stage, tmp_path):
+    config = load(stage)
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(config), encoding="utf-8")
+    assert load(stage, str(file)) == config
+    assert differences(config) == {}
+
+
+def test_a_file_and_overrides_are_merged_in_order(tmp_path):
+    file = tmp_path / "grpo.yaml"
+    file.write_text("group_size: 4\nsampling: {temperature: 0.7}\n", encoding="utf-8")
+    config = load("grpo", str(file), ["group_size=6", "rewards.box=2"])
+    assert (config.group_size, config.sampling.temperature, config.rewards.box) == (6, 0.7, 2.0)
+    assert set(differences(config)) == {"group_size", "sampling.temperature", "rewards.box"}
+    assert "group_size = 6  (default 8)" in describe(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["group_size=1"], ["group_size = 1", "at least 2"]),
+        (["group_sice=8"], ["group_sice"]),
+        (["group_size=many"], ["group_size", "many"]),
+        (["sampling.temperature=0"], ["sampling", "temperature 0"]),
+        (["learner.zero_stage=4"], ["learner.zero_stage = 4", "0, 1, 2 or 3"]),
+        (["profile=paper"], ["profile = 'paper'", "published, corrected"]),
+        (["engine.max_model_len=1"], ["engine.max_model_len = 1"]),
+        (["clip_epsilon=nan"], ["clip_epsilon = nan"]),
+        (["ray.object_store_mib=1"], ["ray.object_store_mib = 1"]),
+    ],
+)
+def test_a_wrong_value_is_named(overrides, words):
+    with pytest.raises(ConfigError) as error:
+        load("grpo", None, overrides)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["group_size: [", "- 1\n- 2\n", "group_size: {a: 1}\n", "\tx"])
+def test_a_broken_file_is_a_configuration_error(tmp_path, content):
+    file = tmp_path / "broken.yaml"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"broken\.yaml"):
+        load("grpo", str(file))
+
+
+def test_depth_actors_need_a_range():
+    with pytest.raises(ConfigError, match=r"depth_actors_max \(1\) is below depth_actors_min \(2\)"):
+        load("generate", None, ["depth_actors_min=2", "depth_actors_max=1"])
+
+
+def test_splits_of_a_file_replace_the_default(tmp_path):
+    file = tmp_path / "generate.yaml"
+    file.write_text("splits: {a: 3}\n", encoding="utf-8")
+    assert load("generate", str(file)).scenes_per_split == {"a": 3}
+    assert load("generate").scenes_per_split == {"train": 256}
+
+
+def test_the_quickstart_chains_its_stages_and_misses_no_split():
+    config = load("quickstart", str(CONFIGS / "quickstart.yaml"), ["run_dir=elsewhere"])
+    chained = with_paths(config)
+    assert chained.warmup.data == chained.grpo.data == chained.evaluate.data == chained.generate.output
+    assert chained.grpo.policy == chained.evaluate.checkpoints["warmup"] == "elsewhere/warmup/checkpoint"
+    assert chained.serve.policy == chained.evaluate.checkpoints["grpo"] == "elsewhere/grpo/checkpoint"
+    with pytest.raises(ConfigError, match="unheard"):
+        with_paths(replace(config, grpo=replace(config.grpo, split="unheard")))
+
+
+def test_there_are_few_keys():
+    def keys(kind) -> int:
+        defaults = kind()
+        return sum(
+            keys(type(getattr(defaults, item.name))) if is_dataclass(getattr(defaults, item.name)) else 1
+            for item in fields(kind)
+        )
+
+    assert keys(GrpoConfig) <= 100
+    assert QuickstartConfig().grpo == GrpoConfig()
