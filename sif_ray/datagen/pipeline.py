@@ -1,9 +1,9 @@
-"""The Ray Data pipeline of one dataset, three operators:
+"""The Ray Data pipeline of one dataset:
 
     keys ─► load_photos (tasks) ─► EstimateDepth (actor pool) ─► make_rows + write Parquet (tasks)
 
 A photograph's depth is computed once, whatever the number of its questions. Images travel encoded. One block of keys
-becomes one shard.
+becomes one shard. Ray runs neighbouring steps as one where it can: without a GPU the actors load their photographs too.
 """
 
 from __future__ import annotations
