@@ -24,6 +24,8 @@ from sif_ray.toyworld.questions import CHANCE, draw_questions
 from sif_ray.toyworld.render import png, render
 from sif_ray.toyworld.scenes import make_scene
 
+pytestmark = pytest.mark.timeout(900)  # a busy machine may be slow, not wrong
+
 NUM_SCENES = 4
 ARMS = {"greedy": 1, "greedy_blind": 1, "greedy_swapped_depth": 1, "sampled_T1.0": 2}
 

@@ -31,6 +31,7 @@ CONFIG = ServeConfig(
 )
 
 
+@pytest.mark.timeout(900)  # a busy machine may be slow, not wrong
 def test_a_request_is_answered_over_http_and_nothing_is_left_running(ray_local: None) -> None:
     scene = make_scene(987_654)
     rendering = render(scene)
