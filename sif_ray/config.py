@@ -134,7 +134,9 @@ class WarmupConfig:
     max_pixels: int = 0  # of one image; 0 = the checkpoint's own limit
     seed: int = 0
     prompt: PromptConfig = field(default_factory=PromptConfig)
-    learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(learning_rate=1e-4, lr_schedule="cosine", warmup_share=0.1))
+    learner: LearnerConfig = field(
+        default_factory=lambda: LearnerConfig(learning_rate=1e-4, lr_schedule="cosine", warmup_share=0.1)
+    )
     ray: RayConfig = field(default_factory=RayConfig)
 
 
@@ -177,7 +179,9 @@ class EvaluateConfig:
 
     data: str = "runs/data"
     split: str = "heldout"
-    checkpoints: dict[str, str] = field(default_factory=dict)  # name: folder; the first is the baseline of the comparison
+    checkpoints: dict[str, str] = field(
+        default_factory=dict
+    )  # name: folder; the first is the baseline of the comparison
     output: str = "runs/evaluate"
     profile: str = "corrected"
     temperatures: list[float] = field(default_factory=lambda: [1.0, 0.5])  # sampled arms beside the greedy ones
@@ -355,7 +359,11 @@ _CHECKS: dict[type[Any], list[_Check]] = {
         ("kl_beta", lambda v: v >= 0, "must be 0 (off) or more"),
         ("importance_cap", lambda v: v >= 0, "must be 0 (off) or more"),
         ("parity_every", lambda v: v >= 1, "must be at least 1"),
-        ("sampling", lambda v: v.temperature > 0, "temperature 0 gives G equal rollouts and no advantage; use e.g. 1.0"),
+        (
+            "sampling",
+            lambda v: v.temperature > 0,
+            "temperature 0 gives G equal rollouts and no advantage; use e.g. 1.0",
+        ),
     ],
     EvaluateConfig: [
         ("temperatures", lambda v: all(t > 0 for t in v), "lists sampled arms only; greedy is always evaluated"),

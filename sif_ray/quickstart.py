@@ -111,8 +111,8 @@ class StageBook:
 
 def _serve_one_request(config: Any, output: Path) -> None:
     """Ask the served policy one question about a scene that no stage has seen, over HTTP."""
-    import httpx
-
+    from sif_ray.observe.run_folder import write_json
+    from sif_ray.serve.client import ask
     from sif_ray.serve.stage import serving
     from sif_ray.toyworld.questions import draw_questions
     from sif_ray.toyworld.render import png, render
@@ -121,19 +121,18 @@ def _serve_one_request(config: Any, output: Path) -> None:
     scene = make_scene(SERVED_SCENE_SEED)
     rendering = render(scene)
     question = draw_questions(scene, 1)[0]
-    image = base64.b64encode(png(rendering.rgb)).decode()
+    image = png(rendering.rgb)
     with serving(config) as base_url:
-        reply = httpx.post(f"{base_url}/v1/sif", json={"image": image, "question": question.text}, timeout=120)
-        reply.raise_for_status()
+        response = ask(base_url, image, question.text)
+    output.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "question": question.text,
         "truth": question.answer,
         "truth_boxes": [list(box) for box in question.boxes(rendering)],
-        "image": image,
-        "response": reply.json(),
+        "image": base64.b64encode(image).decode(),
+        "response": response.model_dump(),
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(output, record)
 
 
 def _write_report(folder: Path) -> None:

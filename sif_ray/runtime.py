@@ -39,7 +39,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
             address="local",
             num_cpus=config.num_cpus or max(4, os.cpu_count() or 1),
             object_store_memory=config.object_store_mib * 2**20,
-            include_dashboard=False,
+            include_dashboard=True,  # Ray Train asks it how the controller is
             log_to_driver=True,
         )
     else:

@@ -31,7 +31,10 @@ def test_a_changed_stage_is_run_again_with_all_after_it(tmp_path):
     run_all(book, STAGES)
     warmup, grpo = STAGES
     assert run_all(book, [warmup, ("grpo", replace(grpo[1], seed=1))]) == ["grpo"]
-    assert run_all(book, [("warmup", replace(warmup[1], seed=1)), ("grpo", replace(grpo[1], seed=1))]) == ["warmup", "grpo"]
+    assert run_all(book, [("warmup", replace(warmup[1], seed=1)), ("grpo", replace(grpo[1], seed=1))]) == [
+        "warmup",
+        "grpo",
+    ]
 
 
 def test_where_it_runs_does_not_matter(tmp_path):

@@ -41,7 +41,7 @@ class RunFiles:
     def samples(self, sample_ids: Collection[str]) -> dict[str, Sample]:
         """Rows of the dataset by id; ids it does not have are absent."""
         found: dict[str, Sample] = {}
-        for shard in self._shards():
+        for shard in self._shards() if sample_ids else ():  # Arrow cannot filter by an empty list
             rows = pq.read_table(shard, filters=[("sample_id", "in", list(sample_ids))]).to_pylist()
             found |= {row["sample_id"]: sample_from_row(row) for row in rows}
         return found

@@ -19,7 +19,6 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-
 FORBIDDEN_LOGIT = -1e9  # finite, so that its part of an entropy is 0 and not NaN
 
 
@@ -57,7 +56,9 @@ class BranchedBatch:
     num_branches: int
 
     def to(self, device: torch.device) -> BranchedBatch:
-        moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in vars(self).items()}
+        moved = {
+            key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in vars(self).items()
+        }
         return BranchedBatch(**moved)
 
 
@@ -126,7 +127,9 @@ def branch_logits(policy: nn.Module, batch: BranchedBatch) -> torch.Tensor:
     return logits.index_fill(-1, placeholder, FORBIDDEN_LOGIT)
 
 
-def branch_logprobs(policy: nn.Module, batch: BranchedBatch, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+def branch_logprobs(
+    policy: nn.Module, batch: BranchedBatch, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs and entropies in nats of the M branch tokens at a sampling temperature, each (M,) in float32.
 
     The logits are divided by the temperature exactly as the engine does before it samples.

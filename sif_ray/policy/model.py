@@ -40,7 +40,9 @@ def load_policy(model: str, dtype: str = "float32") -> nn.Module:
     return policy
 
 
-def save_policy(policy: nn.Module, source: str, output: str, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
+def save_policy(
+    policy: nn.Module, source: str, output: str, state_dict: Mapping[str, torch.Tensor] | None = None
+) -> None:
     """Write `policy` (or `state_dict` in its place) to the folder `output`, with the processor files of `source`.
 
     The folder appears under its name only when it is complete.
@@ -87,7 +89,12 @@ FLOAT32_ATTENTION = "sdpa_float32"
 
 
 def _attend_in_float32(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     with torch.autocast(query.device.type, enabled=False):
         return sdpa_attention_forward(module, query.float(), key.float(), value.float(), mask, **kwargs)

@@ -72,7 +72,7 @@ class PolicyProcessor:
             raise PolicyInputError(f"the prompt has {expected} image placeholders but {len(images)} images were given")
         features = self.image_features(images)
         grid: tuple[tuple[int, int, int], ...] = tuple(tuple(map(int, row)) for row in features["image_grid_thw"])  # type: ignore[misc]
-        merge = self._processor.image_processor.merge_size ** 2
+        merge = self._processor.image_processor.merge_size**2
         lengths = iter([time * height * width // merge for time, height, width in grid])
         token_ids_P: list[int] = []
         for token in engine_token_ids:

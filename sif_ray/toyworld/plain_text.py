@@ -36,7 +36,8 @@ def all_texts(scene: Scene, rendering: Rendering, depth_rel: DepthMap) -> list[T
         if found:
             texts.append((f"Where are the {plural}?", "; ".join(_box_text(boxes[index]) for index in found)))
     described = [
-        f"{scene.solids[index].name} {_box_text(boxes[index])} {box_mean(depth_rel, boxes[index]):.2f}" for index in order
+        f"{scene.solids[index].name} {_box_text(boxes[index])} {box_mean(depth_rel, boxes[index]):.2f}"
+        for index in order
     ]
     texts.append(("List the objects.", "; ".join(described)))
     for questions in all_questions(scene).values():

@@ -114,4 +114,7 @@ def _draw(rng: np.random.Generator, shape: str, colour: str) -> Solid:
 
 def _apart(a: Solid, b: Solid) -> bool:
     reach = 1.1 * (a.radius_px + b.radius_px) + _MIN_GAP_PX
-    return max(abs(a.u_px - b.u_px), abs(a.v_px - b.v_px)) > reach or math.hypot(a.u_px - b.u_px, a.v_px - b.v_px) > 1.15 * reach
+    return (
+        max(abs(a.u_px - b.u_px), abs(a.v_px - b.v_px)) > reach
+        or math.hypot(a.u_px - b.u_px, a.v_px - b.v_px) > 1.15 * reach
+    )

@@ -28,7 +28,15 @@ NUMBERS = tuple(f"{hundredths / 100:.2f}" for hundredths in range(101))
 """Every number that a toy trace holds, from 0.00 to 1.00: one token each."""
 
 PATCH_PX, MERGE = 14, 2
-_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+_SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 _PIECES = Regex(
     r"[01]\.\d\d"
     r'|(?:</?(?:think|area|text|answer)>\n?|\[\{"bbox_2d":\[|\],"depth":|\}\]|\}, \{"bbox_2d":\[)+'

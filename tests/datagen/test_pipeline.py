@@ -69,7 +69,7 @@ def test_a_pool_that_would_starve_the_other_tasks_is_refused(ray_local, tmp_path
 
 
 def test_toy_scenes_through_ray_data(ray_local, tmp_path):
-    config = load("generate", str(CONFIGS / "generate_toy.yaml"), [f"output={tmp_path}/toy"])
+    config = load("generate", str(CONFIGS / "generate.yaml"), [f"output={tmp_path}/toy"])
     config = replace(config, splits={"train": 8, "heldout": 4}, depth_actors_max=1)
     stage.run(config)
     keys = make_source(config).list_keys()

@@ -36,7 +36,9 @@ def test_branch_logprobs_equal_those_of_separate_sequences(folder, prompts):
     processor, encoded = prompts
     completions = [["2", "Look at the whole image."], ["left", "right of the box", "0.12,0.30,0.45,0.60"]]
     sequences = [
-        BranchedSequence(p.token_ids_P, [processor.encode_completion(c) for c in texts], p.pixel_values, p.image_grid_thw)
+        BranchedSequence(
+            p.token_ids_P, [processor.encode_completion(c) for c in texts], p.pixel_values, p.image_grid_thw
+        )
         for p, texts in zip(encoded, completions, strict=True)
     ]
     policy = load_policy(folder)
