@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from sif_ray.config import RayConfig
 
 log = logging.getLogger(__name__)
 
-_QUIET = {
+_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
     # An engine's processes are children of a Ray worker: the raylet ends them when the worker dies, however it dies.
     "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
+}
+_WORKERS_ONLY = {
+    "TQDM_DISABLE": "1",  # the loading bars of other libraries; ours are drawn where the run was started
+    "TRANSFORMERS_VERBOSITY": "error",
 }
 
 
@@ -27,7 +31,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
 
     The address "local" starts a cluster of this process's own, whatever else runs on the machine.
     """
-    for name, value in _QUIET.items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
 
@@ -35,13 +39,13 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         yield
         return
     if config.address == "local":
-        ray.init(
-            address="local",
-            num_cpus=config.num_cpus or max(4, os.cpu_count() or 1),
-            object_store_memory=config.object_store_mib * 2**20,
-            include_dashboard=True,  # Ray Train asks it how the controller is
-            log_to_driver=True,
-        )
+        with _defaults_in_environment(_WORKERS_ONLY):  # inherited by every process of the cluster
+            ray.init(
+                address="local",
+                num_cpus=config.num_cpus or max(4, os.cpu_count() or 1),
+                object_store_memory=config.object_store_mib * 2**20,
+                include_dashboard=True,  # Ray Train asks it how the controller is
+            )
     else:
         ray.init(address=config.address)
     log.info("Ray %s with %s", ray.__version__, _resources(ray.cluster_resources()))
@@ -49,6 +53,18 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _defaults_in_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set what the user has not set, for the body."""
+    missing = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for name in missing:
+            del os.environ[name]
 
 
 def _resources(total: dict[str, float]) -> str:

@@ -111,7 +111,7 @@ def collate(sequences: Sequence[BranchedSequence], policy: nn.Module, pad_token_
 def branch_logits(policy: nn.Module, batch: BranchedBatch) -> torch.Tensor:
     """Next-token logits (M, vocabulary) before every branch token to predict; no other logits are computed.
 
-    The image placeholder is out of the running, as it is in the engine: a completion that held it would ask for an image.
+    The image placeholder is out of the running, as it is in the engine: a completion holding it would ask for an image.
     """
     base = policy.model
     hidden = base(

@@ -5,14 +5,17 @@ None of it is in the SIF format: that is the warm-up's lesson.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 from sif_ray.method.boxes import Box
 from sif_ray.method.depth_code import box_mean
+from sif_ray.method.expansion import forward_frames
 from sif_ray.toyworld.questions import PLURAL, all_questions
 from sif_ray.toyworld.render import Rendering
-from sif_ray.toyworld.scenes import Scene
+from sif_ray.toyworld.scenes import SIZE_PX, Scene
 
 DepthMap = npt.NDArray[np.floating]
 Text = tuple[str, str]
@@ -23,6 +26,7 @@ def all_texts(scene: Scene, rendering: Rendering, depth_rel: DepthMap) -> list[T
     """Every plain text about a scene; `depth_rel` (H, W) is the depth that the policy is shown."""
     boxes = [rendering.box(index) for index in range(len(scene.solids))]
     order = sorted(range(len(boxes)), key=lambda index: boxes[index])
+    rng = np.random.default_rng([scene.seed, 0x200])
     texts: list[Text] = []
     for index, solid in enumerate(scene.solids):
         place = _box_text(boxes[index])
@@ -43,8 +47,11 @@ def all_texts(scene: Scene, rendering: Rendering, depth_rel: DepthMap) -> list[T
     for questions in all_questions(scene).values():
         for question in questions:
             texts.append((question.text, question.answer))
-            places = "; ".join(_box_text(box) for box in question.boxes(rendering))
+            evidence = question.boxes(rendering)
+            places = "; ".join(_box_text(box) for box in evidence)
             texts.append((f"Where to look: {question.text}", f"{places} {question.answer}"))
+            texts.append((f"List, then answer: {question.text}", f"{'; '.join(described)}; {places} {question.answer}"))
+            texts.append((f"Zoom in: {question.text}", f"{_zoom(evidence, depth_rel, rng)}; {question.answer}"))
     return texts
 
 
@@ -63,6 +70,13 @@ def draw_texts(
         if left:
             drawn.append(left.pop(int(rng.integers(len(left)))))
     return drawn
+
+
+def _zoom(evidence: Sequence[Box], depth_rel: DepthMap, rng: np.random.Generator) -> str:
+    """Boxes and depths on the way from the whole image to the evidence."""
+    frames = forward_frames(evidence, SIZE_PX, SIZE_PX, rng)
+    shown = [[f"{_box_text(box)} {box_mean(depth_rel, box):.2f}" for box in frame] for frame in frames]
+    return "; ".join(" and ".join(boxes) for boxes in shown)
 
 
 def _box_text(box: Box) -> str:

@@ -2,8 +2,8 @@
 
 It renders fresh scenes, asks several plain-text questions about each (`plain_text`) and trains on the answers. The haze
 of these scenes says nothing about depth, so that depth must be read from the depth image. A scene's questions are
-branches of one sequence, so its images are computed once. Hidden matrices are trained by Muon, the rest
-by AdamW; a number is taught with a narrow Gaussian over its neighbours, since 0.31 is nearly 0.32. An hour or two on one core.
+branches of one sequence, so its images are computed once. Hidden matrices are trained by Muon, the rest by AdamW; a
+number is taught with a narrow Gaussian over its neighbours, since 0.31 is nearly 0.32. An hour or two on one core.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Teacher:
 
 
 def _random_haze(scene: Scene) -> list[float]:
-    """Depths to take the solids' haze from. True haze would tell which is closer, and the depth image would be ignored."""
+    """Depths to take the solids' haze from: true haze would tell which is closer without a look at the depth."""
     rng = np.random.default_rng([scene.seed, 0xA12])
     return rng.uniform(NEAR_M, FAR_M, len(scene.solids)).tolist()
 

@@ -66,7 +66,8 @@ def test_large_images_are_shrunk_to_max_pixels(images):
 
 
 def test_completions_round_trip(processor):
-    text = '<think><area>[{"bbox_2d":[0.00,0.10,1.00,1.00],"depth":0.52}]</area>\n<text>Look closer.</text></think>\n<answer>2</answer>'
+    area = '[{"bbox_2d":[0.00,0.10,1.00,1.00],"depth":0.52}]'
+    text = f"<think><area>{area}</area>\n<text>Look closer.</text></think>\n<answer>2</answer>"
     ids = processor.encode_completion(text)
     assert ids[-1] == processor.eos_token_id
     assert processor.decode(ids) == text
