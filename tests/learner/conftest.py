@@ -22,9 +22,9 @@ def tiny_policy() -> str:
     return str(assets.path("tiny_policy"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def process_group_of_one() -> Iterator[None]:
-    """Engines in the test process share a group of one, which must not outlive them: vLLM would join it."""
+    """Engines in the test process share one group of one: DeepSpeed keeps its groups and would not know a second."""
     import torch.distributed as dist
 
     yield

@@ -74,7 +74,7 @@ def config_of(dataset: Path, output: Path, **changes) -> GrpoConfig:
         "sampling": SamplingConfig(max_tokens=24),
         "engine": EngineConfig(max_model_len=512, max_num_seqs=8, kv_cache_gib=0.25),
         # The toy base policy does not speak SIF and earns nothing, so the weights are moved by decay, and far.
-        "learner": LearnerConfig(learning_rate=1e-3, weight_decay=20.0, lr_schedule="constant"),
+        "learner": LearnerConfig(learning_rate=5e-3, weight_decay=20.0, lr_schedule="constant"),
     }
     return GrpoConfig(**(settings | changes))
 
@@ -101,7 +101,7 @@ def test_three_steps_with_real_engine_and_learner(ray_local, dataset, tmp_path):
     after = load_file(tmp_path / "checkpoint" / "model.safetensors")
     assert before.keys() == after.keys()
     name = "lm_head.weight"
-    assert 0.9 < (after[name].norm() / before[name].norm()).item() < 0.99  # three times 1 - 1e-3 * 20, and what KL adds
+    assert 0.7 < (after[name].norm() / before[name].norm()).item() < 0.76  # (1 - 5e-3 * 20) ** 3, and what KL adds
 
     spans = read_timeline(tmp_path / "timeline.jsonl")
     assert {(span.lane, span.kind) for span in spans} == {
