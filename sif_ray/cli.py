@@ -81,11 +81,6 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         log.warning("interrupted; what was finished is kept")
         return INTERRUPTED
-    except SystemExit as stop:  # how a driver leaves whose SIGTERM handler Ray has replaced
-        if stop.code == signal.SIGTERM:
-            log.warning("terminated; what was finished is kept")
-            return INTERRUPTED
-        raise
     except Exception:  # the outermost frame: any other failure is told whole and becomes status 1
         log.exception("sif-ray %s failed", name)
         return FAILED
@@ -132,10 +127,11 @@ def configure_logging() -> None:
 
 @contextlib.contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Inside, SIGTERM is a KeyboardInterrupt, so that `finally` blocks stop what was started. Main thread only."""
+    """Inside, SIGTERM does what Ctrl-C does, so that `finally` blocks stop what was started. Main thread only."""
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        handler = signal.getsignal(signal.SIGINT)  # asyncio's, where an event loop runs
+        (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
 
     previous = signal.signal(signal.SIGTERM, interrupt)
     try:

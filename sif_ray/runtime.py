@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 
 from sif_ray.config import RayConfig
@@ -39,7 +41,8 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         yield
         return
     if config.address == "local":
-        with _defaults_in_environment(_WORKERS_ONLY):  # inherited by every process of the cluster
+        # The workers' variables are inherited by every process of the cluster.
+        with _own_sigterm(), _defaults_in_environment(_WORKERS_ONLY):
             ray.init(
                 address="local",
                 num_cpus=config.num_cpus or max(4, os.cpu_count() or 1),
@@ -47,12 +50,22 @@ def ray_session(config: RayConfig) -> Iterator[None]:
                 include_dashboard=True,  # Ray Train asks it how the controller is
             )
     else:
-        ray.init(address=config.address)
+        with _own_sigterm():
+            ray.init(address=config.address)
     log.info("Ray %s with %s", ray.__version__, _resources(ray.cluster_resources()))
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's answer to SIGTERM, which `ray.init` replaces by one that prints a native stack trace."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager

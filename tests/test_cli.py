@@ -49,10 +49,9 @@ def raising(error: BaseException) -> object:
         (raising(RuntimeError("the work broke")), 1),
         (raising(ConfigError("data = 'nowhere': no such folder")), 2),
         (raising(KeyboardInterrupt()), 130),
-        (raising(SystemExit(signal.SIGTERM)), 130),
         (lambda config: os.kill(os.getpid(), signal.SIGTERM), 130),
     ],
-    ids=["done", "failed", "wrong request", "interrupted", "terminated under Ray", "SIGTERM"],
+    ids=["done", "failed", "wrong request", "interrupted", "SIGTERM"],
 )
 @pytest.mark.parametrize("name", cli.JOBS)
 def test_exit_status(monkeypatch: pytest.MonkeyPatch, name: str, run: object, status: int) -> None:

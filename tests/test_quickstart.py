@@ -1,9 +1,15 @@
-"""The book of finished stages: nothing is repeated that is unchanged, nothing is kept that is stale."""
+"""Nothing finished and unchanged is repeated, nothing stale is kept, and an interrupt leaves no process behind."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
+import psutil
 import pytest
 
 from sif_ray.config import GrpoConfig, WarmupConfig
@@ -53,3 +59,54 @@ def test_a_stage_that_failed_is_not_noted(tmp_path):
     with pytest.raises(RuntimeError):
         book.run("warmup", fail, WarmupConfig())
     assert run_all(tmp_path / "stages.json", STAGES) == ["warmup", "grpo"]
+
+
+# --- interrupted -----------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    *("generate.splits.warmup=24", "generate.splits.grpo=40", "generate.splits.heldout=4"),
+    *("warmup.epochs=0.5", "grpo.groups_per_step=4", "grpo.group_size=4", "evaluate.draws=1"),
+)
+GONE_WITHIN_S = 30.0
+
+
+@pytest.mark.parametrize(
+    ("line", "sent"),
+    [
+        # After the warm-up in the same process: Ray Train takes Ctrl-C for itself unless it is kept from it.
+        ("engines and learner started", signal.SIGINT),
+        *(
+            pytest.param(line, sent, marks=pytest.mark.slow)
+            for line in ("generate: starting", "Started training worker group", "evaluate: starting", "serve: starting")
+            for sent in (signal.SIGINT, signal.SIGTERM)
+        ),
+    ],
+)
+def test_an_interrupted_run_ends_with_130_and_leaves_no_process(tmp_path, line, sent):
+    command = [sys.executable, "-u", "jobs/quickstart.py", "--config", "configs/quickstart.yaml"]
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        run = subprocess.Popen(
+            [*command, f"run_dir={tmp_path / 'run'}", *SMALL], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        wait_for_line(run, log, line)
+        started = psutil.Process(run.pid).children(recursive=True)
+        run.send_signal(sent)
+        assert run.wait(timeout=60) == 130, log.read_text()
+        _, alive = psutil.wait_procs([process for process in started if is_up(process)], timeout=GONE_WITHIN_S)
+        assert not [process for process in alive if is_up(process)]
+    finally:
+        run.kill()
+        run.wait()
+
+
+def wait_for_line(run: subprocess.Popen, log: Path, line: str) -> None:
+    while line not in log.read_text():
+        assert run.poll() is None, log.read_text()
+        time.sleep(0.2)
+
+
+def is_up(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

@@ -77,7 +77,7 @@ def _fit(config: WarmupConfig, rows: ray.data.Dataset, num_steps: int, output: P
     in_order.preserve_order = True  # a seed gives the same run again
     scratch = output / "ray_train"
     shutil.rmtree(scratch, ignore_errors=True)  # Ray Train would continue a run of the same name
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         _train_rank,
         train_loop_config={"config": config, "num_steps": num_steps, "output": str(output)},
         datasets={"rows": rows},
@@ -94,6 +94,17 @@ def _fit(config: WarmupConfig, rows: ray.data.Dataset, num_steps: int, output: P
     )
     trainer.fit()
     shutil.rmtree(scratch)
+
+
+class _Trainer(TorchTrainer):
+    """A `TorchTrainer` that leaves Ctrl-C to the job.
+
+    Ray Train's own handler of SIGINT ends the process with status 0, and stays in place after training, where it would
+    swallow the Ctrl-C of every later stage.
+    """
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
 
 
 def _train_rank(settings: dict[str, Any]) -> None:
