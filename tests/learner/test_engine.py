@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from sif_ray.config import LearnerConfig
+from sif_ray.config import LearnerConfig, ObjectiveConfig, SamplingConfig
 from sif_ray.learner.engine import ADAM_BETAS, LearnerEngine, LearnerError
-from sif_ray.learner.objective import Objective
 from sif_ray.policy.branches import BranchedSequence
 from sif_ray.policy.model import load_policy
 from sif_ray.policy.processor import PolicyProcessor
@@ -35,7 +34,11 @@ def groups(make_group):
 def engine_of(tiny_policy, objective=None, **learner) -> LearnerEngine:
     settings = {"learning_rate": RATE, "max_grad_norm": MAX_NORM, "lr_schedule": "constant"} | learner
     return LearnerEngine(
-        LearnerConfig(**settings), tiny_policy, total_steps=10, objective=objective, temperature=TEMPERATURE
+        LearnerConfig(**settings),
+        tiny_policy,
+        total_steps=10,
+        objective=objective,
+        sampling=SamplingConfig(temperature=TEMPERATURE),
     )
 
 
@@ -97,7 +100,7 @@ def assert_same_weights(engine: LearnerEngine, plain: PlainStep) -> None:
 
 @pytest.mark.parametrize(("zero_stage", "micro_batch_tokens"), [(0, 8192), (2, 8192), (2, 100), (3, 250)])
 def test_grpo_step_equals_plain_adamw(tiny_policy, groups, plain_grpo, zero_stage, micro_batch_tokens):
-    objective = Objective(kl_beta=BETA, importance_cap=CAP)
+    objective = ObjectiveConfig(kl_beta=BETA, importance_cap=CAP)
     engine = engine_of(tiny_policy, objective, zero_stage=zero_stage, micro_batch_tokens=micro_batch_tokens)
     metrics = engine.train_step(groups, version=3)
     assert metrics["loss"] == pytest.approx(plain_grpo.loss, abs=1e-5)
@@ -113,7 +116,7 @@ def test_grpo_step_equals_plain_adamw(tiny_policy, groups, plain_grpo, zero_stag
 
 
 def test_log_probs_are_those_of_transformers_and_make_the_importance_weight_one(tiny_policy, groups):
-    engine = engine_of(tiny_policy, Objective(kl_beta=0.0))
+    engine = engine_of(tiny_policy, ObjectiveConfig(kl_beta=0.0))
     found = engine.log_probs([scored.group for scored in groups])
     policy = load_policy(tiny_policy)
     with torch.no_grad():
@@ -159,22 +162,41 @@ def test_supervised_step_is_the_mean_over_answer_tokens(tiny_policy, groups, mic
     assert_same_weights(engine, plain)
 
 
-def test_resumed_engine_goes_on_where_the_saved_one_stood(tiny_policy, groups, tmp_path):
-    objective = Objective(kl_beta=BETA)
-    saved = engine_of(tiny_policy, objective, lr_schedule="linear")
+def weights_of(engine) -> dict[str, torch.Tensor]:
+    return dict(pair for bucket in engine.weight_buckets() for pair in bucket)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_resumed_engine_goes_on_exactly_where_the_saved_one_stood(tiny_policy, groups, tmp_path, zero_stage):
+    settings = {"lr_schedule": "linear", "zero_stage": zero_stage}
+    saved = engine_of(tiny_policy, ObjectiveConfig(kl_beta=BETA), **settings)
     saved.train_step(groups, version=0)
     saved.save_checkpoint(str(tmp_path / "state"), {"version": 1, "sampled": ["a", "b"]})
-    resumed = engine_of(tiny_policy, objective, lr_schedule="linear")
-    assert resumed.load_checkpoint(str(tmp_path / "state")) == {"version": 1, "sampled": ["a", "b"]}
+    torch_random = torch.rand(3)
+    (tmp_path / "state").rename(tmp_path / "moved")
+    resumed = engine_of(tiny_policy, ObjectiveConfig(kl_beta=BETA), **settings)
+    assert resumed.load_checkpoint(str(tmp_path / "moved")) == {"version": 1, "sampled": ["a", "b"]}
+    assert torch.equal(torch.rand(3), torch_random)
     assert resumed.step == 1
     expected = saved.train_step(groups, version=1)
     assert expected["lr"] == pytest.approx(0.9 * RATE)
     assert expected["kl"] > 0  # the reference stays where the run began
-    assert resumed.train_step(groups, version=1) == pytest.approx(expected, rel=1e-5)
+    assert resumed.train_step(groups, version=1) == expected
+    found, wanted = weights_of(resumed), weights_of(saved)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_checkpoint_of_another_layout_is_refused(tiny_policy, tmp_path):
+    engine_of(tiny_policy, zero_stage=2).save_checkpoint(str(tmp_path), {})
+    with pytest.raises(LearnerError, match=r"'zero_stage': 2.*'zero_stage': 0.*resume with the same"):
+        engine_of(tiny_policy, zero_stage=0).load_checkpoint(str(tmp_path))
+    (tmp_path / "step0" / "rank0.pt").unlink()
+    with pytest.raises(LearnerError, match=r"rank0.pt: missing; resume with the learner.num_ranks"):
+        engine_of(tiny_policy, zero_stage=2).load_checkpoint(str(tmp_path))
 
 
 def test_saved_policy_is_a_checkpoint_of_the_trained_weights(tiny_policy, groups, tmp_path):
-    engine = engine_of(tiny_policy, Objective(kl_beta=0.0), zero_stage=3)
+    engine = engine_of(tiny_policy, ObjectiveConfig(kl_beta=0.0), zero_stage=3)
     engine.train_step(groups, version=0)
     engine.save_policy(str(tmp_path / "policy"))
     loaded = dict(load_policy(str(tmp_path / "policy")).named_parameters())
@@ -198,7 +220,7 @@ def test_buckets_keep_to_their_size_and_own_their_tensors(tiny_policy):
 
 
 def test_what_cannot_be_trained_is_refused(tiny_policy, groups, tmp_path):
-    engine = engine_of(tiny_policy, Objective(kl_beta=0.0))
+    engine = engine_of(tiny_policy, ObjectiveConfig(kl_beta=0.0))
     with pytest.raises(LearnerError, match="no groups"):
         engine.train_step([], version=0)
     group = dataclasses.replace(groups[0].group, image_grid_thw=((1, 4, 4), (1, 8, 8)))
