@@ -7,6 +7,7 @@ T completion tokens.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -94,9 +95,17 @@ def _as_boxes(boxes: Any) -> tuple[Box, ...]:
     return tuple((float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in boxes)
 
 
+class RecordError(ValueError):
+    """A record contradicts itself. Raised where it is made, so that it never travels; the message names the field."""
+
+
+FINISH_REASONS = ("stop", "length")
+LOGPROB_ROUNDING = 1e-4  # above zero: float32 kernels round the log-prob of a certain token to either side of it
+
+
 @dataclass(frozen=True)
 class Rollout:
-    """One completion of a prompt, token by token.
+    """One completion of a prompt, token by token. Raises `RecordError` when its parts contradict each other.
 
     Example: `version_spans=((3, 40), (4, 15))` says that version 3 wrote the first 40 tokens and version 4 the last 15.
     """
@@ -104,13 +113,36 @@ class Rollout:
     token_ids_T: IntArray  # (T,), ends with the end-of-sequence token when finish_reason is "stop"
     logprobs_T: FloatArray  # (T,), natural log, at the sampling temperature, from the engine that sampled
     version_spans: tuple[tuple[int, int], ...]  # (policy version, number of tokens), in order; the counts sum to T
-    finish_reason: str  # "stop" or "length"
+    finish_reason: str  # one of FINISH_REASONS
     text: str  # decoded without special tokens
+
+    def __post_init__(self) -> None:
+        num_tokens = len(self.token_ids_T)
+        if num_tokens == 0 or self.token_ids_T.shape != self.logprobs_T.shape:
+            raise RecordError(
+                f"token_ids_T has shape {self.token_ids_T.shape} and logprobs_T {self.logprobs_T.shape}; a rollout has "
+                "at least one token, and one log-prob for each"
+            )
+        wrong = ~np.isfinite(self.logprobs_T) | (self.logprobs_T > LOGPROB_ROUNDING)
+        if wrong.any():
+            first = int(wrong.argmax())
+            raise RecordError(f"logprobs_T[{first}] = {self.logprobs_T[first]} is no log-probability")
+        if any(version < 0 or count < 1 for version, count in self.version_spans):
+            raise RecordError(f"version_spans = {self.version_spans}: a version is 0 or more, a span at least 1 token")
+        covered = sum(count for _, count in self.version_spans)
+        if covered != num_tokens:
+            raise RecordError(f"version_spans = {self.version_spans} cover {covered} of {num_tokens} tokens")
+        if self.finish_reason not in FINISH_REASONS:
+            raise RecordError(f"finish_reason = {self.finish_reason!r} is not one of {', '.join(FINISH_REASONS)}")
 
 
 @dataclass(frozen=True)
 class RolloutGroup:
-    """G rollouts of one prompt. The images travel once, encoded."""
+    """G rollouts of one prompt. The images travel once, encoded.
+
+    Raises `RecordError` when it has no rollout, no prompt or another number of grids than images. Whether the image
+    tokens of the prompt fit the grids only the policy's processor can say (`PolicyProcessor.check_image_tokens`).
+    """
 
     ticket_id: str
     sample_id: str
@@ -118,6 +150,17 @@ class RolloutGroup:
     images: tuple[bytes, ...]  # encoded: (rgb,) or (rgb, depth)
     image_grid_thw: tuple[tuple[int, int, int], ...]  # patches per image: time, height, width
     rollouts: tuple[Rollout, ...]  # G
+
+    def __post_init__(self) -> None:
+        if not self.rollouts or len(self.prompt_token_ids_P) == 0:
+            raise RecordError(
+                f"{len(self.rollouts)} rollouts of a prompt of {len(self.prompt_token_ids_P)} tokens; both must be 1 "
+                "or more"
+            )
+        if len(self.images) != len(self.image_grid_thw):
+            raise RecordError(f"{len(self.images)} images but {len(self.image_grid_thw)} rows in image_grid_thw")
+        if any(math.prod(grid) < 1 for grid in self.image_grid_thw):
+            raise RecordError(f"image_grid_thw = {self.image_grid_thw}: every image has at least one patch")
 
     @property
     def oldest_version(self) -> int:

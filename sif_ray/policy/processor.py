@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,12 +73,30 @@ class PolicyProcessor:
             raise PolicyInputError(f"the prompt has {expected} image placeholders but {len(images)} images were given")
         features = self.image_features(images)
         grid: tuple[tuple[int, int, int], ...] = tuple(tuple(map(int, row)) for row in features["image_grid_thw"])  # type: ignore[misc]
-        merge = self._processor.image_processor.merge_size**2
-        lengths = iter([time * height * width // merge for time, height, width in grid])
+        lengths = iter(self._image_lengths(grid))
         token_ids_P: list[int] = []
         for token in engine_token_ids:
             token_ids_P.extend([token] * next(lengths) if token == self.image_token_id else [token])
         return EncodedPrompt(engine_token_ids, token_ids_P, features["pixel_values"], grid)
+
+    def check_image_tokens(
+        self, prompt_token_ids: Sequence[int], image_grid_thw: Sequence[tuple[int, int, int]]
+    ) -> None:
+        """Raise `PolicyInputError` unless the prompt has one unbroken run of image tokens per image, each as long as
+        the image's grid gives features: a model would otherwise read some features in another image's place."""
+        runs = itertools.groupby(prompt_token_ids, key=lambda token: token == self.image_token_id)
+        found = [sum(1 for _ in run) for is_image, run in runs if is_image]
+        expected = self._image_lengths(image_grid_thw)
+        if found != expected:
+            raise PolicyInputError(
+                f"the prompt has runs of {found} image tokens, but the grids {tuple(image_grid_thw)} give {expected} "
+                "image features"
+            )
+
+    def _image_lengths(self, image_grid_thw: Sequence[tuple[int, int, int]]) -> list[int]:
+        """Image tokens per image."""
+        merge = self._processor.image_processor.merge_size**2
+        return [time * height * width // merge for time, height, width in image_grid_thw]
 
     def image_features(self, images: Sequence[bytes]) -> dict[str, npt.NDArray[np.float32]]:
         """`pixel_values` and `image_grid_thw` of encoded images, as the checkpoint's image processor makes them."""

@@ -7,7 +7,8 @@ import hashlib
 import io
 import itertools
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,8 @@ from PIL import Image
 
 from sif_ray.config import EngineConfig, PromptConfig, SamplingConfig
 from sif_ray.policy.model import resolve_model
-from sif_ray.policy.processor import PolicyProcessor, decode_image
-from sif_ray.records import Rollout, RolloutGroup
+from sif_ray.policy.processor import PolicyInputError, PolicyProcessor, decode_image
+from sif_ray.records import RecordError, Rollout, RolloutGroup
 from sif_ray.rollout.environment import engine_environment, environment
 from sif_ray.rollout.errors import EngineDiedError, RolloutRequestError, WeightSyncError
 from sif_ray.rollout.staging import staged_size, staging_file, write_staged
@@ -120,14 +121,16 @@ class RolloutEngine:
         Image placeholders are never sampled, and the log-probs are those without them: a model that reads a completion
         again would look for the placeholder's image.
 
-        Raises `RolloutRequestError` for a request that cannot be answered, `EngineDiedError` when the engine is gone.
+        Raises `RolloutRequestError` for a request that cannot be answered or an answer that contradicts itself,
+        `EngineDiedError` when the engine is gone.
         """
         client, processor = self._started()
         if request.sampling.temperature == 0 and request.num_rollouts > 1:
             raise RolloutRequestError(
                 f"num_rollouts = {request.num_rollouts} with temperature 0: greedy rollouts are all equal; ask for 1"
             )
-        encoded = await asyncio.to_thread(processor.encode_prompt, request.question, request.images, self._prompt)
+        with _refusing(request):
+            encoded = await asyncio.to_thread(processor.encode_prompt, request.question, request.images, self._prompt)
         if len(encoded.token_ids_P) >= self._config.max_model_len:
             raise RolloutRequestError(
                 f"sample {request.sample_id}: prompt of {len(encoded.token_ids_P)} tokens leaves no room in "
@@ -143,30 +146,38 @@ class RolloutEngine:
             forbidden_token_id=processor.image_token_id,
             seed=None if request.seed is None else _spread(request.seed),
         )
+        with _refusing(request):
+            processor.check_image_tokens(prompt_ids, encoded.image_grid_thw)
+            group = RolloutGroup(
+                ticket_id=request.ticket_id,
+                sample_id=request.sample_id,
+                prompt_token_ids_P=np.asarray(prompt_ids, dtype=np.int32),
+                images=tuple(request.images),
+                image_grid_thw=encoded.image_grid_thw,
+                rollouts=tuple(_rollout(completion, processor) for completion in completions),
+            )
         if prompt_ids != encoded.token_ids_P:
             raise RolloutRequestError(
                 f"sample {request.sample_id}: the engine's prompt ({len(prompt_ids)} tokens) is not what the policy's "
-                f"processor made ({len(encoded.token_ids_P)}); both must use the same checkpoint and max_pixels"
+                f"processor made ({len(encoded.token_ids_P)}); both must use the same checkpoint"
             )
-        return RolloutGroup(
-            ticket_id=request.ticket_id,
-            sample_id=request.sample_id,
-            prompt_token_ids_P=np.asarray(prompt_ids, dtype=np.int32),
-            images=tuple(request.images),
-            image_grid_thw=encoded.image_grid_thw,
-            rollouts=tuple(_rollout(completion, processor) for completion in completions),
-        )
+        return group
 
     async def update_weights(self, update: WeightUpdate) -> Receipt:
         """Replace the weights while requests are in flight; they go on under the new version.
 
-        The update is fetched, staged and verified while generation goes on; only loading pauses it. Raises
-        `WeightSyncError` naming the tensor when the update is damaged or incomplete (the engine keeps its weights and
-        its version), `EngineDiedError` when loading fails half-way (the engine is ended).
+        The update is fetched and staged while generation goes on, verified by the workers between two of its steps and
+        loaded in a pause. Raises `WeightSyncError` for an update that is damaged or incomplete, naming the tensor, or
+        no newer than the engine's version (the engine keeps its weights and its version), `EngineDiedError` when
+        loading fails half-way (the engine is ended).
         """
         client, _ = self._started()
         async with self._updating:
             started = time.monotonic()
+            if update.version <= self._version:
+                raise WeightSyncError(
+                    f"{self.engine_id} holds version {self._version}; the update to version {update.version} is stale"
+                )
             buckets = await _fetch(update.buckets)
             with staging_file(staged_size(buckets)) as path:
                 manifest = await asyncio.to_thread(write_staged, path, update.version, update.tensors, buckets)
@@ -194,7 +205,18 @@ class RolloutEngine:
         return self._client, self._processor
 
 
+@contextmanager
+def _refusing(request: RolloutRequest) -> Iterator[None]:
+    """Images that cannot be used and records that contradict themselves end this request, not the engine."""
+    try:
+        yield
+    except (PolicyInputError, RecordError) as error:
+        raise RolloutRequestError(f"sample {request.sample_id}: {error}") from error
+
+
 def _rollout(completion: Completion, processor: PolicyProcessor) -> Rollout:
+    if processor.image_token_id in completion.token_ids_T:  # a bias, not a mask, keeps it out; see FORBIDDEN_LOGIT_BIAS
+        raise RecordError("token_ids_T holds an image placeholder, which has no image")
     return Rollout(
         token_ids_T=completion.token_ids_T,
         logprobs_T=completion.logprobs_T,

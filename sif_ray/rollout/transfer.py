@@ -71,18 +71,17 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdat
         self._expected = policy_shapes(self.model_config.model)
         self._verified: _Verified | None = None
 
-    def verify(self, manifest: Manifest) -> int:
+    def verify(self, manifest: Manifest) -> None:
         """Check every tensor of a staged update against its spec and the policy, and keep the mapping for loading.
 
-        Returns the checksum of what was read. Raises `WeightSyncError`; the model has not been touched then.
+        Raises `WeightSyncError`; the model has not been touched then.
         """
         self._verified = None
         specs, buckets = open_staged(manifest)
         check_coverage(specs, self._expected)
         tensors = list(read_tensors(specs, buckets))
-        checksum = update_checksum(specs)
-        self._verified = _Verified(manifest["version"], checksum, sum(spec.num_bytes for spec in specs), tensors)
-        return checksum
+        num_bytes = sum(spec.num_bytes for spec in specs)
+        self._verified = _Verified(manifest["version"], update_checksum(specs), num_bytes, tensors)
 
     def start_weight_update(self) -> None:
         if self._verified is None:
@@ -122,12 +121,13 @@ class WorkerExtension:
 
     weight_transfer_engine: ObjectStoreTransfer
 
-    def verify_weights(self, manifest: Manifest) -> tuple[int | None, str]:
-        """(checksum, "") of a staged update, or (None, reason): a refusal is an answer, not a worker's failure."""
+    def verify_weights(self, manifest: Manifest) -> str:
+        """Why a staged update is refused, "" when it is not: a refusal is an answer, not a worker's failure."""
         try:
-            return self.weight_transfer_engine.verify(manifest), ""
+            self.weight_transfer_engine.verify(manifest)
         except WeightSyncError as error:
-            return None, str(error)
+            return str(error)
+        return ""
 
     def weight_receipt(self) -> tuple[int, int, int, int]:
         """See `ObjectStoreTransfer.receipt`."""

@@ -98,6 +98,7 @@ class VllmClient:
             disable_log_stats=True,
             **arguments,
         )
+        self._num_workers = config.tensor_parallel_size
         self._llm = AsyncLLM.from_engine_args(engine_args)
         self._processes = _engine_processes(self._llm)
 
@@ -149,14 +150,12 @@ class VllmClient:
                     return list(output.prompt_token_ids or ()), [_completion(item) for item in output.outputs]
         raise EngineDiedError(f"request {request_id} ended without an output")
 
-    async def verify_weights(self, manifest: Manifest) -> int:
-        """Have every worker check a staged update; raises `WeightSyncError` with the first reason given."""
+    async def verify_weights(self, manifest: Manifest) -> None:
+        """Have every worker check a staged update; raises `WeightSyncError` with the reasons of those that refuse."""
         with _engine_errors():
-            answers = await self._llm.collective_rpc("verify_weights", args=(manifest,))
-        for checksum, reason in answers:
-            if checksum is None:
-                raise WeightSyncError(reason)
-        return int(answers[0][0])
+            reasons = await self._llm.collective_rpc("verify_weights", args=(manifest,))
+        if any(reasons):
+            raise WeightSyncError("; ".join(sorted({reason for reason in reasons if reason})))
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
@@ -172,7 +171,10 @@ class VllmClient:
             raise
 
     async def load_verified(self, version: int) -> tuple[int, int, int, int]:
-        """Load the verified update while paused and label what follows; see `ObjectStoreTransfer.receipt`."""
+        """Load the verified update while paused and label what follows; see `ObjectStoreTransfer.receipt`.
+
+        Every tensor-parallel worker must give the same receipt.
+        """
         try:
             with _engine_errors():
                 await self._llm.start_weight_update()
@@ -183,6 +185,11 @@ class VllmClient:
             raise
         except Exception as error:  # vLLM reports a worker's failure as a bare Exception
             raise EngineDiedError(f"version {version} was loaded in part; the engine is ended: {error}") from error
+        if len(receipts) != self._num_workers or len({tuple(receipt) for receipt in receipts}) != 1:
+            raise EngineDiedError(
+                f"version {version}: the receipts of {self._num_workers} workers must be equal, they are {receipts}; "
+                "the engine is ended"
+            )
         return tuple(receipts[0])
 
     def shutdown(self) -> None:

@@ -35,13 +35,13 @@ class TensorSpec:
     name: str  # Hugging Face parameter name, as `named_parameters()` gives it
     dtype: str  # "float32", "bfloat16" or "float16"; the engine casts to its own
     shape: tuple[int, ...]
-    checksum: int  # CRC-32 of the raw bytes
+    checksum: int  # CRC-32 over name, dtype, shape and raw bytes; see `tensor_checksum`
     bucket: int  # index into `WeightUpdate.buckets`
     offset_bytes: int  # of the first byte in the bucket
 
     @property
     def num_bytes(self) -> int:
-        """Size of the tensor; raises `WeightSyncError` for a dtype that is not a floating type of ours."""
+        """Size of the tensor; raises `WeightSyncError` for another dtype than the three."""
         if self.dtype not in _DTYPES:
             raise WeightSyncError(f"{self.name}: dtype {self.dtype!r} is not one of {', '.join(_DTYPES)}")
         return math.prod(self.shape) * _DTYPES[self.dtype].itemsize
@@ -60,7 +60,7 @@ class WeightUpdate:
 
     @property
     def checksum(self) -> int:
-        """CRC-32 over names, types, shapes and checksums of all tensors; equal to that of a matching `Receipt`."""
+        """CRC-32 over the checksums of all tensors; equal to that of a matching `Receipt`."""
         return update_checksum(self.tensors)
 
     @property
@@ -109,8 +109,8 @@ def _pack(bucket: int, tensors: Sequence[tuple[str, torch.Tensor]]) -> tuple[Byt
     offset = 0
     for name, tensor, view in views:
         data[offset : offset + view.size] = view
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        specs.append(TensorSpec(name, dtype, tuple(tensor.shape), zlib.crc32(view), bucket, offset))
+        dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
+        specs.append(TensorSpec(name, dtype, shape, tensor_checksum(name, dtype, shape, view), bucket, offset))
         offset += _aligned(view.size)
     return data, specs
 
@@ -127,12 +127,14 @@ def _aligned(num_bytes: int) -> int:
     return -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
+def tensor_checksum(name: str, dtype: str, shape: tuple[int, ...], data: ByteArray) -> int:
+    """CRC-32 over what a tensor is and its bytes, so that a tensor under another's name or type is found as well."""
+    return zlib.crc32(data, zlib.crc32(repr((name, dtype, shape)).encode()))
+
+
 def update_checksum(specs: Iterable[TensorSpec]) -> int:
-    """CRC-32 over name, dtype, shape and checksum of every tensor, in order of name."""
-    checksum = 0
-    for spec in sorted(specs, key=lambda spec: spec.name):
-        checksum = zlib.crc32(repr((spec.name, spec.dtype, spec.shape, spec.checksum)).encode(), checksum)
-    return checksum
+    """CRC-32 over the checksums of all tensors, in order of name."""
+    return zlib.crc32(repr([spec.checksum for spec in sorted(specs, key=lambda spec: spec.name)]).encode())
 
 
 def check_coverage(specs: Sequence[TensorSpec], expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -175,9 +177,11 @@ def read_tensors(specs: Iterable[TensorSpec], buckets: Sequence[ByteArray]) -> I
                 f"{spec.name}: bytes {start} to {end} of bucket {spec.bucket}, which has {size} bytes"
             )
         data = buckets[spec.bucket][start:end]
-        checksum = zlib.crc32(data)
+        checksum = tensor_checksum(spec.name, spec.dtype, spec.shape, data)
         if checksum != spec.checksum:
-            raise WeightSyncError(f"{spec.name}: checksum {checksum:08x} of the bytes, {spec.checksum:08x} announced")
+            raise WeightSyncError(
+                f"{spec.name}: checksum {checksum:08x} of {spec.dtype} {spec.shape}, {spec.checksum:08x} announced"
+            )
         yield spec.name, torch.from_numpy(data).view(_DTYPES[spec.dtype]).view(spec.shape)
 
 

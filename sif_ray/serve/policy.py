@@ -5,7 +5,6 @@ from __future__ import annotations
 from ray import serve
 
 from sif_ray.config import SamplingConfig, ServeConfig
-from sif_ray.policy.processor import PolicyInputError
 from sif_ray.rollout.engine import RolloutEngine, RolloutRequest
 from sif_ray.rollout.errors import EngineDiedError, RolloutRequestError
 from sif_ray.serve.service import Generation, Refused
@@ -27,7 +26,7 @@ class Policy:
         name = f"request-{self._requests}"
         try:
             group = await self._engine.generate(RolloutRequest(name, name, question, images, 1, self._sampling))
-        except (RolloutRequestError, PolicyInputError) as error:
+        except RolloutRequestError as error:
             return Refused(str(error))
         except EngineDiedError as error:
             self._died = str(error)

@@ -36,8 +36,9 @@ class FakeEngine:
         spans = ((first, 10),) if self.version == first else ((first, 5), (self.version, 5))
         rollout = Rollout(np.arange(10, dtype=np.int32), np.full(10, -1.0, np.float32), spans, "stop", "text")
         ids = np.arange(3, dtype=np.int32)
+        grid = ((1, 4, 4),) * len(request.images)
         return RolloutGroup(
-            request.ticket_id, request.sample_id, ids, request.images, (), (rollout,) * request.num_rollouts
+            request.ticket_id, request.sample_id, ids, request.images, grid, (rollout,) * request.num_rollouts
         )
 
     async def update_weights(self, update) -> Receipt:

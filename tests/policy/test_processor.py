@@ -72,3 +72,22 @@ def test_completions_round_trip(processor):
     assert ids[-1] == processor.eos_token_id
     assert processor.decode(ids) == text
     assert processor.decode(processor.encode_completion("Ünïcode 🎈 {}")) == "Ünïcode 🎈 {}"
+
+
+def test_image_tokens_must_fit_the_grids_image_by_image(processor, images):
+    encoded = processor.encode_prompt(QUESTION, images, PromptConfig())
+    tokens, grid = encoded.token_ids_P, encoded.image_grid_thw
+    processor.check_image_tokens(tokens, grid)
+    lost = tokens.index(processor.image_token_id)
+    moved = [*tokens[:lost], *tokens[lost + 1 :]]
+    moved.insert(len(moved) - moved[::-1].index(processor.image_token_id), processor.image_token_id)  # as many in all
+    for wrong_tokens, wrong_grid in [
+        (encoded.engine_token_ids, grid),
+        (tokens[:lost] + tokens[lost + 1 :], grid),
+        (moved, grid),
+        (tokens, grid[:1]),
+        (tokens, (grid[0], (1, 8, 16))),
+        ([token for token in tokens if token != processor.image_token_id], grid),
+    ]:
+        with pytest.raises(PolicyInputError, match="image tokens, but the grids"):
+            processor.check_image_tokens(wrong_tokens, wrong_grid)
