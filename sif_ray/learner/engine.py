@@ -128,12 +128,14 @@ class LearnerEngine:
         of tokens, and `staleness/<age>` is the share of tokens written that many versions before `version`, the one
         being trained. The log-probs of the first update's own forward pass are those of the proximal policy.
 
-        Raises `LearnerError` when a rank has no group, images do not fit their prompt or the loss is not finite.
+        Raises `LearnerError` when a rank has no group, tokens are newer than `version`, images do not fit their prompt
+        or the loss is not finite.
         """
         if self._objective is None:
             raise LearnerError("train_step needs an objective; give LearnerEngine(objective=ObjectiveConfig(...))")
         num_rollouts = int(self._total(sum(len(group.rewards_G) for group in groups), "groups"))
         num_tokens = int(self._total(sum(scored.group.num_tokens for scored in groups), "completion tokens"))
+        staleness = self._staleness(groups, version, num_tokens)
         pieces = [piece for group in groups for piece in self._group_pieces(group, num_rollouts, num_tokens)]
         micro_batches = self._micro_batches(pieces)
         updates = [self._update(micro_batches, self._grpo_loss) for _ in range(self._objective.updates_per_batch)]
@@ -151,7 +153,7 @@ class LearnerEngine:
             "grad_norm": sums["grad_norm"],
             "lr": sums["lr"],
             "trained_tokens": sums["tokens"],
-            **self._staleness(groups, version, num_tokens),
+            **staleness,
         }
 
     def sft_step(self, sequences: Sequence[BranchedSequence]) -> dict[str, float]:
@@ -501,7 +503,13 @@ def _num_predicted(sequence: BranchedSequence) -> int:
 
 
 def _token_staleness(groups: Sequence[ScoredGroup], version: int) -> np.ndarray:
-    """Versions between the learner and each trained token."""
+    """Versions between the learner and each trained token; a token from the future is a `LearnerError`."""
+    for scored in groups:
+        if scored.group.newest_version > version:
+            raise LearnerError(
+                f"group {scored.group.ticket_id}: version {scored.group.newest_version} wrote a part of it and the "
+                f"learner trains version {version}; both must count versions from the same start"
+            )
     spans = [span for scored in groups for rollout in scored.group.rollouts for span in rollout.version_spans]
     return np.repeat([version - written for written, _ in spans], [count for _, count in spans])
 

@@ -67,9 +67,12 @@ def make_sample() -> Callable[..., Sample]:
 
 @pytest.fixture(scope="session")
 def make_group(processor: PolicyProcessor) -> MakeGroup:
-    """make_group(seed, lengths): completions of random tokens in these lengths, random rewards and log-probs."""
+    """make_group(seed, lengths): completions of random tokens in these lengths, random rewards and log-probs.
 
-    def make(seed: int, lengths: tuple[int, ...] = (5, 9, 3, 7)) -> ScoredGroup:
+    Version 0 wrote the tokens, but the last one of every completion is of `last_version`.
+    """
+
+    def make(seed: int, lengths: tuple[int, ...] = (5, 9, 3, 7), last_version: int = 0) -> ScoredGroup:
         rng = np.random.default_rng(seed)
         images = (noise_image(rng), noise_image(rng))
         prompt = processor.encode_prompt(f"What is number {seed}?", images, PromptConfig())
@@ -77,7 +80,7 @@ def make_group(processor: PolicyProcessor) -> MakeGroup:
             Rollout(
                 token_ids_T=rng.integers(20, 500, length).astype(np.int32),
                 logprobs_T=rng.normal(-6.0, 0.5, length).astype(np.float32),
-                version_spans=((0, length - 1), (1, 1)),
+                version_spans=((0, length - 1), (last_version, 1)),
                 finish_reason="length",
                 text="",
             )

@@ -7,7 +7,6 @@ attention) only the size of the step is fixed; weights are compared closely wher
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import numpy as np
 import pytest
@@ -28,7 +27,12 @@ pytestmark = pytest.mark.usefixtures("process_group_of_one")
 
 @pytest.fixture(scope="module")
 def groups(make_group):
-    return [make_group(0), make_group(1, (4, 11)), make_group(2, (6, 6, 6))]
+    return batch_of(make_group)
+
+
+def batch_of(make_group, last_version=0):
+    lengths = [(5, 9, 3, 7), (4, 11), (6, 6, 6)]
+    return [make_group(seed, lengths_G, last_version) for seed, lengths_G in enumerate(lengths)]
 
 
 def engine_of(tiny_policy, objective=None, **learner) -> LearnerEngine:
@@ -99,7 +103,8 @@ def assert_same_weights(engine: LearnerEngine, plain: PlainStep) -> None:
 
 
 @pytest.mark.parametrize(("zero_stage", "micro_batch_tokens"), [(0, 8192), (2, 8192), (2, 100), (3, 250)])
-def test_grpo_step_equals_plain_adamw(tiny_policy, groups, plain_grpo, zero_stage, micro_batch_tokens):
+def test_grpo_step_equals_plain_adamw(tiny_policy, make_group, plain_grpo, zero_stage, micro_batch_tokens):
+    groups = batch_of(make_group, last_version=1)
     objective = ObjectiveConfig(kl_beta=BETA, importance_cap=CAP)
     engine = engine_of(tiny_policy, objective, zero_stage=zero_stage, micro_batch_tokens=micro_batch_tokens)
     metrics = engine.train_step(groups, version=3)
@@ -108,11 +113,17 @@ def test_grpo_step_equals_plain_adamw(tiny_policy, groups, plain_grpo, zero_stag
     assert_same_weights(engine, plain_grpo)
     assert (metrics["kl"], metrics["clip_share"], metrics["lr"]) == (pytest.approx(0, abs=1e-6), 0, RATE)
     assert metrics["ratio_mean"] == pytest.approx(1)
-    tokens = sum(scored.group.num_tokens for scored in groups)
-    rollouts = sum(len(scored.group.rollouts) for scored in groups)
+    tokens, rollouts = 57, 9
     assert metrics["trained_tokens"] == tokens
     # every rollout's last token is of version 1, the others of version 0
     assert (metrics["staleness_max"], metrics["staleness_mean"]) == (3, pytest.approx(3 - rollouts / tokens))
+    ages = {name: share for name, share in metrics.items() if name.startswith("staleness/")}
+    assert ages == {
+        "staleness/0": 0,
+        "staleness/1": 0,
+        "staleness/2": pytest.approx(rollouts / tokens),
+        "staleness/3": pytest.approx(1 - rollouts / tokens),
+    }
 
 
 def test_log_probs_are_those_of_transformers_and_make_the_importance_weight_one(tiny_policy, groups):
@@ -219,16 +230,19 @@ def test_buckets_keep_to_their_size_and_own_their_tensors(tiny_policy):
     assert next(engine.weight_buckets())[0][1].abs().sum() > 0
 
 
-def test_what_cannot_be_trained_is_refused(tiny_policy, groups, tmp_path):
+def test_what_cannot_be_trained_is_refused(tiny_policy, groups, make_group, tmp_path):
     engine = engine_of(tiny_policy, ObjectiveConfig(kl_beta=0.0))
     with pytest.raises(LearnerError, match="no groups"):
         engine.train_step([], version=0)
     group = dataclasses.replace(groups[0].group, image_grid_thw=((1, 4, 4), (1, 8, 8)))
     with pytest.raises(LearnerError, match=r"sample-0.*max_pixels"):
         engine.train_step([dataclasses.replace(groups[0], group=group)], version=0)
-    broken = with_behaviour(groups[0], [np.full_like(r.logprobs_T, math.nan) for r in groups[0].group.rollouts])
-    with pytest.raises(LearnerError, match=r"loss is nan.*learning_rate"):
-        engine.train_step([broken], version=0)
+    with pytest.raises(LearnerError, match=r"ticket-0: version 1 .* trains version 0"):
+        engine.train_step(batch_of(make_group, last_version=1), version=0)
+    unlikely = with_behaviour(groups[0], [np.full_like(r.logprobs_T, -200.0) for r in groups[0].group.rollouts])
+    overflowing = engine_of(tiny_policy, ObjectiveConfig(kl_beta=0.0, ratio_to="behaviour"))
+    with pytest.raises(LearnerError, match=r"loss is inf.*learning_rate"):
+        overflowing.train_step([unlikely], version=0)
     with pytest.raises(LearnerError, match="no checkpoint"):
         engine.load_checkpoint(str(tmp_path / "nothing"))
     with pytest.raises(LearnerError, match="objective"):
