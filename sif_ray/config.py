@@ -385,7 +385,6 @@ _SET_BY_THE_LEARNER = {
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
     "gradient_accumulation_steps",
-    "zero_optimization.stage",
 }
 
 _CHECKS: dict[type[Any], list[_Check]] = {
@@ -424,8 +423,8 @@ _CHECKS: dict[type[Any], list[_Check]] = {
         ("dtype", lambda v: v in ("float32", "bfloat16"), "must be float32 or bfloat16"),
         (
             "deepspeed",
-            lambda v: not _SET_BY_THE_LEARNER & {*v, *(f"zero_optimization.{key}" for key in v.get("zero_optimization", {}))},
-            "must leave zero stage, optimiser, schedule, batch sizes and fp16 to the learner; use its own keys",
+            lambda v: not _SET_BY_THE_LEARNER & v.keys() and "stage" not in v.get("zero_optimization", {}),
+            "must leave ZeRO stage, optimiser, schedule, batch sizes and fp16 to the other keys of the learner",
         ),
     ],
     ObjectiveConfig: [

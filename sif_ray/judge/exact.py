@@ -81,6 +81,10 @@ class ExactMatchJudge:
             return Abstained("the sample has no reference answer")
         return Scored(float(self.same(question, answer, prediction)))
 
+    def metrics(self) -> dict[str, float]:
+        """None: comparing text costs nothing."""
+        return {}
+
     def same(self, question: str, answer: str, prediction: str) -> bool:
         """True when `prediction` gives the same answer to `question` as `answer`."""
         options = {letter: self._normal(text) for letter, text in _options(question).items()}

@@ -17,14 +17,14 @@ class Scored:
 class Abstained:
     """The judge works but has no verdict on this item, now or later; asking again is of no use."""
 
-    reason: str
+    reason: str  # one of few, so that reasons can be counted
 
 
 @dataclass(frozen=True)
 class Failed:
     """The judge could not be asked; the item may be tried again."""
 
-    reason: str
+    reason: str  # one of few, so that reasons can be counted
 
 
 Outcome = Scored | Abstained | Failed
@@ -35,4 +35,8 @@ class Judge(Protocol):
 
     async def judge(self, question: str, answer: str, prediction: str, image: bytes) -> Outcome:
         """Compare `prediction` with the reference `answer` to `question` about `image` (encoded RGB)."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """Totals since the judge was made, as "judge/..."; empty when there is nothing to measure."""
         ...

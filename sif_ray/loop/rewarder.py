@@ -1,4 +1,4 @@
-"""Rewards of one group of rollouts. Plain Python: `ray.remote(Rewarder)` makes it an actor."""
+"""Rewards of one group of rollouts. Plain Python; `sif_ray.loop.reward_actor` makes it an actor."""
 
 from __future__ import annotations
 
@@ -67,6 +67,10 @@ class Rewarder:
             rewards_G=np.array([weighted_total(of_text, self._weights) for of_text in terms], np.float32),
             terms_G={name: np.array([of_text[name] for of_text in terms], np.float32) for name in terms[0]},
         )
+
+    def metrics(self) -> dict[str, float]:
+        """Totals of the judge, see `sif_ray.judge.outcome.Judge`."""
+        return self._judge.metrics()
 
     async def _judge_answer(self, text: str, sample: Sample) -> Outcome:
         answer = find_answer(text)

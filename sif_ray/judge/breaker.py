@@ -1,0 +1,80 @@
+"""A circuit breaker: a judge that is down is not asked by everybody over and over.
+
+    closed ──`failures` failed attempts in a row──► open ──`cooldown_s`──► half-open: one attempt
+      ▲                                              ▲                        │
+      └────────────── it succeeds ───────────────────┼────────────────────────┤
+                                                     └──────── it fails ──────┘
+
+A failed attempt is one that speaks against the judge itself: no connection, no reply in time, an error of the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+
+log = logging.getLogger(__name__)
+
+
+class Breaker:
+    """Counts failed attempts and holds calls back. For one event loop.
+
+    Every `enter()` that returned True is followed by one `leave()`.
+    """
+
+    def __init__(self, failures: int, cooldown_s: float) -> None:
+        self._failures = failures
+        self._cooldown_s = cooldown_s
+        self._in_a_row = 0
+        self._open_until_s: float | None = None  # monotonic clock; None = closed
+        self._probing = False
+        self._changed = asyncio.Event()
+        self.times_opened = 0
+
+    def enter(self) -> bool:
+        """True: an attempt may be made now. False: the breaker is open, or another attempt probes already."""
+        if self._wait_s() > 0:
+            return False
+        self._probing = self._open_until_s is not None
+        return True
+
+    def leave(self, alive: bool | None) -> None:
+        """The attempt has ended: the judge answered, did not, or (None) was not heard out."""
+        if alive:
+            if self._open_until_s is not None:
+                log.info("the judge answers again")
+            self._in_a_row, self._open_until_s = 0, None
+        elif alive is not None:
+            self._in_a_row += 1
+            if self._in_a_row >= self._failures or self._probing:
+                self._open()
+        self._probing = False
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def wait(self, max_wait_s: float) -> bool:
+        """Wait until `enter` may work; False when that takes longer than `max_wait_s`."""
+        end_s = time.monotonic() + max_wait_s
+        while (wait_s := self._wait_s()) > 0:
+            left_s = end_s - time.monotonic()
+            if left_s <= 0:
+                return False
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(wait_s, left_s)):
+                    await self._changed.wait()
+        return True
+
+    def _open(self) -> None:
+        if self._open_until_s is None:
+            self.times_opened += 1
+            log.warning("the judge failed %d times in a row; next attempt in %g s", self._in_a_row, self._cooldown_s)
+        self._open_until_s = time.monotonic() + self._cooldown_s
+
+    def _wait_s(self) -> float:
+        """Seconds until an attempt may be made; 0 = now."""
+        if self._open_until_s is None:
+            return 0.0
+        return math.inf if self._probing else max(0.0, self._open_until_s - time.monotonic())
