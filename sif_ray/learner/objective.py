@@ -35,7 +35,7 @@ def clipped_tokens(log_ratios_N: Tensor, advantages_N: Tensor, low: float, high:
 
 
 def cispo_surrogate(logprobs_N: Tensor, log_ratios_N: Tensor, advantages_N: Tensor, low: float, high: float) -> Tensor:
-    """-sg(clip(r, 1 - low, 1 + high)) A logprob, (N,) (CISPO, MiniMax-M1, arXiv 2506.13585, eq. 4 and 5).
+    """-sg(clip(r, 1 - low, 1 + high)) A logprob, (N,) (CISPO, MiniMax-M1, arXiv 2506.13585).
 
     sg stops the gradient: the ratio is a bounded weight, and no token loses its gradient.
     """
@@ -51,7 +51,7 @@ def cispo_bounded(log_ratios_N: Tensor, low: float, high: float) -> tuple[Tensor
 def sequence_log_ratios(log_ratios_N: Tensor, sequence_N: Tensor, num_sequences: int) -> Tensor:
     """Every token's log-ratio replaced by the mean of its sequence, (N,); `sequence_N` numbers the sequences from 0.
 
-    Its exponential is the length-normalised ratio of whole sequences (GSPO, arXiv 2507.18071, eq. 7).
+    Its exponential is the length-normalised ratio of whole sequences (GSPO, arXiv 2507.18071).
     """
     sums_S = log_ratios_N.new_zeros(num_sequences).index_add(0, sequence_N, log_ratios_N)
     lengths_S = torch.bincount(sequence_N, minlength=num_sequences)
@@ -64,7 +64,7 @@ def importance_weights(log_ratios_N: Tensor, cap: float) -> tuple[Tensor, Tensor
     cap = 0: no correction, all ones.
 
     Truncated importance sampling: an unbiased correction where the two policies are close, bounded where they are not.
-    Next to a ratio against the proximal policy this is decoupled PPO (AReaL, arXiv 2505.24298, eq. 5).
+    Next to a ratio against the proximal policy this is decoupled PPO (AReaL, arXiv 2505.24298).
     """
     if cap == 0:
         return torch.ones_like(log_ratios_N), torch.zeros_like(log_ratios_N, dtype=torch.bool)
@@ -84,7 +84,7 @@ def token_weights(
     """Weight of one token of each sequence, so that a plain sum over tokens is the mean that `loss_mean` names.
 
     "sequence": 1 / (S T_s), the mean over sequences of their token means (GRPO, arXiv 2402.03300, eq. 3).
-    "token":    1 / N, the mean over all tokens (DAPO, arXiv 2503.14476, eq. 8).
+    "token":    1 / N, the mean over all tokens (DAPO, arXiv 2503.14476, section 3.3).
     "constant": 1 / (S max_tokens), no weight for short or long sequences (Dr. GRPO, arXiv 2503.20783).
 
     S = `num_sequences` and N = `num_tokens` are those of the whole update over all ranks. The loss then does not depend
