@@ -28,8 +28,9 @@ from sif_ray.learner.advantages import group_advantages
 from sif_ray.learner.microbatches import pack, split_branches
 from sif_ray.learner.objective import grpo_loss, token_weights
 from sif_ray.learner.schedule import learning_rate
+from sif_ray.policy.adapter import MergedWeight, adapter_off, add_adapter, merged_weights
 from sif_ray.policy.branches import BranchedBatch, BranchedSequence, branch_logprobs, collate
-from sif_ray.policy.model import load_policy, save_policy
+from sif_ray.policy.model import freeze_vision, load_policy, save_policy
 from sif_ray.policy.processor import PolicyProcessor
 from sif_ray.records import RolloutGroup, ScoredGroup
 
@@ -62,6 +63,10 @@ class _MicroBatch:
     columns: dict[str, Tensor]  # each (M,), on the device
     idle: bool = False  # a repetition at weight zero
 
+    @property
+    def num_tokens(self) -> int:
+        return sum(sequence.num_tokens for sequence in self.sequences)
+
 
 class _Scorer(nn.Module):
     """Log-probs and entropies as the output of a module, so that DeepSpeed sees one forward pass."""
@@ -71,8 +76,8 @@ class _Scorer(nn.Module):
         self.policy = policy
 
     def forward(self, batch: Any, temperature: float) -> tuple[Tensor, Tensor]:
-        logprobs_M, entropies_M = branch_logprobs(self.policy, batch, temperature)
-        return logprobs_M, entropies_M.detach()
+        self.train(torch.is_grad_enabled())  # dropout and recomputation belong to passes that have a backward pass
+        return branch_logprobs(self.policy, batch, temperature)
 
 
 class LearnerEngine:
@@ -100,8 +105,9 @@ class LearnerEngine:
         """`total_steps` optimiser updates are the length of the learning-rate schedule. `objective` None = supervised
         steps only.
 
-        `sampling` is that of the rollouts: log-probs of `train_step` and `log_probs` are taken at its temperature. A
-        frozen copy of the starting policy is held as reference when `objective.kl_beta` > 0.
+        `sampling` is that of the rollouts: log-probs of `train_step` and `log_probs` are taken at its temperature. The
+        reference of the KL is the starting policy: with LoRA the policy without its adapter, else a frozen copy that is
+        held when `objective.kl_beta` > 0.
         """
         torch.set_num_threads(config.threads)
         process_group.join()
@@ -113,11 +119,16 @@ class LearnerEngine:
         )
         self._processor = PolicyProcessor(policy, max_pixels)
         model = load_policy(policy, config.dtype)
+        _choose_trained(model, config)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        torch.manual_seed(dist.get_rank())  # of dropout
         self._engine, self._optimizer, _, _ = self._deepspeed.initialize(
             model=_Scorer(model), optimizer=_optimizer(model, config), config=deepspeed_config(config)
         )
         self._policy = model
-        self._reference = self._load_reference() if objective is not None and objective.kl_beta > 0 else None
+        copied = objective is not None and objective.kl_beta > 0 and not config.lora.rank
+        self._reference = self._load_reference() if copied else self._engine
 
     # --- training ----------------------------------------------------------------------------------------------------
 
@@ -128,8 +139,8 @@ class LearnerEngine:
         of tokens, and `staleness/<age>` is the share of tokens written that many versions before `version`, the one
         being trained. The log-probs of the first update's own forward pass are those of the proximal policy.
 
-        Raises `LearnerError` when a rank has no group, tokens are newer than `version`, images do not fit their prompt
-        or the loss is not finite.
+        A rank may have no group. Raises `LearnerError` when none has one, tokens are newer than `version`, images do
+        not fit their prompt or the loss is not finite.
         """
         if self._objective is None:
             raise LearnerError("train_step needs an objective; give LearnerEngine(objective=ObjectiveConfig(...))")
@@ -153,6 +164,7 @@ class LearnerEngine:
             "grad_norm": sums["grad_norm"],
             "lr": sums["lr"],
             "trained_tokens": sums["tokens"],
+            "padding_share": sums["padding_share"],
             **staleness,
         }
 
@@ -173,6 +185,7 @@ class LearnerEngine:
             "grad_norm": sums["grad_norm"],
             "lr": sums["lr"],
             "trained_tokens": sums["tokens"],
+            "padding_share": sums["padding_share"],
         }
 
     @property
@@ -185,8 +198,21 @@ class LearnerEngine:
         packed = pack([piece.sequence.num_tokens for piece in pieces], self._config.micro_batch_tokens)
         made = [self._micro_batch([pieces[index] for index in chosen]) for chosen in packed]
         passes = int(self._reduce(len(made), dist.ReduceOp.MAX))
-        idle = [_MicroBatch(made[-1].sequences, dict(made[-1].columns), idle=True) for _ in range(passes - len(made))]
+        lent = self._lent_piece(pieces)
+        filler = made[-1] if made else self._micro_batch([lent])
+        idle = [replace(filler, columns=dict(filler.columns), idle=True) for _ in range(passes - len(made))]
         return made + idle
+
+    def _lent_piece(self, pieces: Sequence[_Piece]) -> _Piece | None:
+        """The smallest piece of a rank that has some, when another has none; else None."""
+        counts: list[int | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(counts, len(pieces))
+        if min(counts) > 0:
+            return None
+        lender = counts.index(max(counts))
+        lent = [min(pieces, key=lambda piece: piece.sequence.num_tokens) if dist.get_rank() == lender else None]
+        dist.broadcast_object_list(lent, src=lender, device=self._device)
+        return lent[0]
 
     def _micro_batch(self, pieces: Sequence[_Piece]) -> _MicroBatch:
         columns = {
@@ -211,12 +237,16 @@ class LearnerEngine:
         sums: dict[str, Tensor] = {}
         for number, micro_batch in enumerate(micro_batches):
             self._engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
-            loss, terms = loss_of(self._collate(micro_batch.sequences), micro_batch.columns)
+            batch = self._collate(micro_batch.sequences)
+            loss, terms = loss_of(batch, micro_batch.columns)
             weight = 0.0 if micro_batch.idle else dist.get_world_size()  # DeepSpeed takes the mean over ranks
             self._engine.backward(loss * weight, scale_wrt_gas=False)
-            if not micro_batch.idle:
-                for name, value in {"loss": loss.detach(), **terms}.items():
-                    sums[name] = sums.get(name, 0.0) + value
+            terms |= {"loss": loss.detach(), "input_tokens": loss.new_tensor(micro_batch.num_tokens)}
+            if micro_batch.idle:
+                terms = {name: torch.zeros_like(value) for name, value in terms.items()}
+            terms["positions"] = loss.new_tensor(batch.input_ids.numel())
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + value
         totals = torch.stack([sums[name].float() for name in sorted(sums)])
         dist.all_reduce(totals)
         metrics = dict(zip(sorted(sums), totals.tolist(), strict=True))
@@ -227,6 +257,7 @@ class LearnerEngine:
         metrics["grad_norm"] = plain_norm if reported_norm is None else float(reported_norm)
         self._refuse_unless_finite("gradient norm", metrics["grad_norm"], rate)
         metrics["lr"] = rate
+        metrics["padding_share"] = 1 - metrics["input_tokens"] / metrics["positions"]  # idle micro-batches included
         return metrics
 
     def _plain_gradient_norm(self) -> float:
@@ -249,8 +280,8 @@ class LearnerEngine:
         }
 
     def _grpo_loss(self, batch: BranchedBatch, columns: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        if self._reference is not None and "reference_logprob" not in columns:
-            with torch.no_grad():
+        if self._objective.kl_beta > 0 and "reference_logprob" not in columns:
+            with torch.no_grad(), adapter_off(self._policy):
                 columns["reference_logprob"], _ = self._reference(batch, self._sampling.temperature)
         logprobs_M, entropies_M = self._engine(batch, self._sampling.temperature)
         loss, terms = grpo_loss(
@@ -334,26 +365,26 @@ class LearnerEngine:
         return found
 
     def weight_buckets(self, bucket_bytes: int = BUCKET_BYTES) -> Iterator[list[tuple[str, Tensor]]]:
-        """Every parameter once as (Hugging Face name, CPU tensor of its own), in buckets of about `bucket_bytes`.
+        """Every weight once as (Hugging Face name, CPU tensor of its own), in buckets of about `bucket_bytes`: frozen
+        ones too, and with LoRA the merged ones.
 
         Under ZeRO-3 a bucket is gathered at a time, never the whole model, and every rank must iterate to the end;
-        ranks other than 0 get empty buckets.
+        ranks other than 0 get empty buckets. The policy itself is not changed.
         """
-        for bucket in _buckets(self._policy.named_parameters(), bucket_bytes):
+        for bucket in _buckets(merged_weights(self._policy), bucket_bytes):
             gather = self._deepspeed.zero.GatheredParameters(
-                [parameter for _, parameter in bucket], enabled=self._config.zero_stage == 3
+                [parameter for weight in bucket for parameter in weight.parameters],
+                enabled=self._config.zero_stage == 3,
             )
             with gather:
                 # A clone outlives the gather; on a GPU the copy to the host is one already.
                 copied = (
-                    [(name, parameter.detach().to("cpu", copy=True)) for name, parameter in bucket]
-                    if self._is_first
-                    else []
+                    [(weight.name, weight.value().to("cpu", copy=True)) for weight in bucket] if self._is_first else []
                 )
             yield copied
 
     def save_policy(self, output: str) -> None:
-        """Write the weights as a Hugging Face checkpoint folder; every rank must call."""
+        """Write the weights (merged, with LoRA) as a Hugging Face checkpoint folder; every rank must call."""
         tensors = dict(pair for bucket in self.weight_buckets() for pair in bucket)
         if self._is_first:
             save_policy(self._policy, self._source, output, state_dict=tensors)
@@ -431,7 +462,7 @@ class LearnerEngine:
 
     def _staleness(self, groups: Sequence[ScoredGroup], version: int, num_tokens: int) -> dict[str, float]:
         ages = _token_staleness(groups, version)
-        oldest = int(self._reduce(int(ages.max()), dist.ReduceOp.MAX))
+        oldest = int(self._reduce(int(ages.max(initial=0)), dist.ReduceOp.MAX))
         tokens_by_age = torch.from_numpy(np.bincount(ages, minlength=oldest + 1)).to(self._device)
         dist.all_reduce(tokens_by_age)
         shares = (tokens_by_age / num_tokens).tolist()
@@ -442,11 +473,10 @@ class LearnerEngine:
         }
 
     def _total(self, count: int, unit: str) -> float:
-        if self._reduce(count, dist.ReduceOp.MIN) == 0:
-            raise LearnerError(
-                f"a rank has no {unit} to train on; a step needs at least one per rank ({dist.get_world_size()})"
-            )
-        return self._reduce(count, dist.ReduceOp.SUM)
+        total = self._reduce(count, dist.ReduceOp.SUM)
+        if total == 0:
+            raise LearnerError(f"no rank has {unit} to train on; a step needs at least one")
+        return total
 
 
 def deepspeed_config(config: LearnerConfig) -> dict[str, Any]:
@@ -460,6 +490,7 @@ def deepspeed_config(config: LearnerConfig) -> dict[str, Any]:
         "gradient_clipping": config.max_grad_norm,
         "zero_optimization": {"stage": config.zero_stage},
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # offloaded states are updated by torch's AdamW, too
         "bf16": {"enabled": config.dtype == "bfloat16"},
         "steps_per_print": 10**9,
     }
@@ -474,6 +505,13 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _choose_trained(policy: nn.Module, config: LearnerConfig) -> None:
+    if config.lora.rank:
+        add_adapter(policy, config.lora)
+    elif config.freeze_vision:
+        freeze_vision(policy)
+
+
 def _optimizer(model: nn.Module, config: LearnerConfig) -> torch.optim.Optimizer:
     """AdamW; weight decay for matrices only. torch's own needs no compiler, unlike DeepSpeed's."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -481,7 +519,8 @@ def _optimizer(model: nn.Module, config: LearnerConfig) -> torch.optim.Optimizer
         {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=ADAM_BETAS)
+    chosen = [group for group in groups if group["params"]]  # DeepSpeed takes no empty group
+    return torch.optim.AdamW(chosen, lr=config.learning_rate, betas=ADAM_BETAS)
 
 
 def _split(sequence: BranchedSequence, budget: int) -> Iterator[tuple[BranchedSequence, list[int]]]:
@@ -511,18 +550,19 @@ def _token_staleness(groups: Sequence[ScoredGroup], version: int) -> np.ndarray:
                 f"learner trains version {version}; both must count versions from the same start"
             )
     spans = [span for scored in groups for rollout in scored.group.rollouts for span in rollout.version_spans]
-    return np.repeat([version - written for written, _ in spans], [count for _, count in spans])
+    ages, counts = ([version - written for written, _ in spans], [count for _, count in spans])
+    return np.repeat(np.asarray(ages, dtype=np.int64), np.asarray(counts, dtype=np.int64))  # a rank may have none
 
 
-def _buckets(named: Iterator[tuple[str, nn.Parameter]], bucket_bytes: int) -> Iterator[list[tuple[str, nn.Parameter]]]:
-    bucket: list[tuple[str, nn.Parameter]] = []
+def _buckets(weights: Iterator[MergedWeight], bucket_bytes: int) -> Iterator[list[MergedWeight]]:
+    bucket: list[MergedWeight] = []
     size = 0
-    for name, parameter in named:
-        num_bytes = _numel(parameter) * parameter.element_size()
+    for weight in weights:
+        num_bytes = sum(_numel(parameter) * parameter.element_size() for parameter in weight.parameters)
         if bucket and size + num_bytes > bucket_bytes:
             yield bucket
             bucket, size = [], 0
-        bucket.append((name, parameter))
+        bucket.append(weight)
         size += num_bytes
     if bucket:
         yield bucket

@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+HEAD_CHUNKS = 8  # a fixed count: under ZeRO-3 every rank must use the output layer equally often
 FORBIDDEN_LOGIT = -1e9  # finite, so that its part of an entropy is 0 and not NaN
 
 
@@ -113,8 +115,31 @@ def branch_logits(policy: nn.Module, batch: BranchedBatch) -> torch.Tensor:
 
     The image placeholder is out of the running, as it is in the engine: a completion holding it would ask for an image.
     """
-    base = policy.model
-    hidden = base(
+    return _logits(policy, _states(policy, batch))
+
+
+def branch_logprobs(
+    policy: nn.Module, batch: BranchedBatch, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs and entropies in nats of the M branch tokens at a sampling temperature, each (M,) in float32. Only the
+    log-probs carry a gradient.
+
+    The logits are divided by the temperature exactly as the engine does before it samples. A policy with gradient
+    checkpointing computes them in `HEAD_CHUNKS` parts and again in the backward pass: over a vocabulary of 150,000
+    they would need more memory than all layers together.
+    """
+    states = _states(policy, batch)
+    targets_M = batch.input_ids.flatten()[batch.target_at_M]
+    if not (policy.is_gradient_checkpointing and torch.is_grad_enabled()):
+        return _score(policy, states, targets_M, temperature)
+    parts = zip(states.tensor_split(HEAD_CHUNKS), targets_M.tensor_split(HEAD_CHUNKS), strict=True)
+    scored = [checkpoint(_score, policy, *part, temperature, use_reentrant=False) for part in parts]
+    logprobs, entropies = zip(*scored, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+def _states(policy: nn.Module, batch: BranchedBatch) -> torch.Tensor:
+    hidden = policy.model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
         position_ids=batch.position_ids,
@@ -122,21 +147,21 @@ def branch_logits(policy: nn.Module, batch: BranchedBatch) -> torch.Tensor:
         image_grid_thw=batch.image_grid_thw,
         use_cache=False,
     ).last_hidden_state
-    logits = policy.lm_head(hidden.flatten(0, 1)[batch.state_at_M])
+    return hidden.flatten(0, 1)[batch.state_at_M]
+
+
+def _logits(policy: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    logits = policy.lm_head(states)
     placeholder = torch.tensor([policy.config.image_token_id], device=logits.device)
     return logits.index_fill(-1, placeholder, FORBIDDEN_LOGIT)
 
 
-def branch_logprobs(
-    policy: nn.Module, batch: BranchedBatch, temperature: float = 1.0
+def _score(
+    policy: nn.Module, states: torch.Tensor, targets: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs and entropies in nats of the M branch tokens at a sampling temperature, each (M,) in float32.
-
-    The logits are divided by the temperature exactly as the engine does before it samples.
-    """
-    logprobs = torch.log_softmax(branch_logits(policy, batch).float() / temperature, dim=-1)
-    targets = batch.input_ids.flatten()[batch.target_at_M]
-    entropies = -(logprobs.exp() * logprobs).sum(-1)
+    logprobs = torch.log_softmax(_logits(policy, states).float() / temperature, dim=-1)
+    with torch.no_grad():
+        entropies = -(logprobs.exp() * logprobs).sum(-1)
     return logprobs.gather(-1, targets[:, None]).squeeze(-1), entropies
 
 

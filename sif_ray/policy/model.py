@@ -60,6 +60,18 @@ def save_policy(
     unfinished.rename(folder)
 
 
+def freeze_vision(policy: nn.Module) -> None:
+    """Train nothing of `model.visual`: neither patch embedding and blocks nor the merger into the language model."""
+    for name, parameter in policy.named_parameters():
+        if in_vision_tower(name):
+            parameter.requires_grad_(False)
+
+
+def in_vision_tower(name: str) -> bool:
+    """Whether a module or parameter of the policy is part of its vision tower, the merger included."""
+    return name.startswith("model.visual.")
+
+
 def resolve_model(model: str) -> str:
     """A folder for `model`: "toy" is the committed tiny policy, a folder stays, a hub id is looked up in the cache."""
     if model == "toy":
@@ -97,7 +109,8 @@ def _attend_in_float32(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     with torch.autocast(query.device.type, enabled=False):
-        return sdpa_attention_forward(module, query.float(), key.float(), value.float(), mask, **kwargs)
+        attended, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), mask, **kwargs)
+    return attended.to(query.dtype), None
 
 
 AttentionInterface.register(FLOAT32_ATTENTION, _attend_in_float32)

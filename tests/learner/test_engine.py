@@ -232,7 +232,7 @@ def test_buckets_keep_to_their_size_and_own_their_tensors(tiny_policy):
 
 def test_what_cannot_be_trained_is_refused(tiny_policy, groups, make_group, tmp_path):
     engine = engine_of(tiny_policy, ObjectiveConfig(kl_beta=0.0))
-    with pytest.raises(LearnerError, match="no groups"):
+    with pytest.raises(LearnerError, match="no rank has groups"):
         engine.train_step([], version=0)
     group = dataclasses.replace(groups[0].group, image_grid_thw=((1, 4, 4), (1, 8, 8)))
     with pytest.raises(LearnerError, match=r"sample-0.*max_pixels"):
