@@ -3,16 +3,23 @@
     prompts ─► LEDGER ──lease──► ENGINE n× ──group──► SCORER k× ──scored──► LEDGER ──batch──► LEARNER
                  ▲   _dispatch:     │  _roll_out: holds    _score: waits on    │   _learn: waits while     │
                  │   waits while    │  an engine slot      the judge, holds    │   fewer than a batch is   │
-                 │   the engine is  │  until the last      no engine slot      │   scored, or a late group │
-                 │   full or        │  token is written                        │   would become too old    │
+                 │   every engine   │  until the last      no engine slot      │   scored, or a late group │
+                 │   is full or     │  token is written                        │   would become too old    │
                  │   updating, or   │                                          │                           │
-                 │   the window is  └── _expire_leases: a lease nobody         │                           │
-                 │   full               answers returns to the ledger          │                           │
-                 └───── _sync: version V+1 to every engine; an engine leases again after its receipt ◄─────┘
+                 │   the window is  └── _watch: leases nobody answers return   │                           │
+                 │   full               to the ledger; who is stuck is named   │                           │
+                 └───── _sync: publishes version V+1; _attend brings it to each engine, which leases again ◄┘
+                        after its receipt; waits for the engines that live and are not evaluating
 
-Nobody polls: every change of the ledger wakes whoever waits on it. Generation, scoring and training overlap as far as
-the ledger's window allows (see `sif_ray.loop.ledger`); with max_staleness = 0 they take turns. Requests in flight go on
-through a weight update, and their tokens say which version wrote them. An error in any task ends the run.
+    POOL of engines, POOL of scorers (`sif_ray.loop.pool`): who dies or is stuck is replaced. The leases of a lost
+    engine return to the ledger at once; its successor joins when _attend has brought it to the published version. The
+    groups of a lost scorer go to another one. _pinned lends an engine to the evaluation (`sif_ray.loop.evaluation`)
+    and holds its next update back meanwhile.
+
+Nobody polls for work: every change wakes whoever waits on it. Generation, scoring and training overlap as far as the
+ledger's window allows (see `sif_ray.loop.ledger`); with max_staleness = 0 they take turns. Requests in flight go on
+through a weight update, and their tokens say which version wrote them. An error in any task ends the run, unless it
+is the death of an engine or a scorer.
 
 Engines, scorers, the learner and the ledger come as small interfaces: Ray actors in a run, plain objects in a test or
 under a debugger.
@@ -22,18 +29,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from sif_ray.config import GrpoConfig
+from sif_ray.loop.evaluation import Ask, Evaluation
 from sif_ray.loop.ledger import Batch, Lease, Ledger
+from sif_ray.loop.pool import Factory, Member, Pool, WorkerDiedError
 from sif_ray.loop.rewarder import GroupScores, ScoringFailed
+from sif_ray.loop.watchdog import Watchdog, task_stacks
 from sif_ray.method.progress import ProgressRecord
 from sif_ray.observe.progress import Progress
 from sif_ray.records import FloatArray, RolloutGroup, Sample, ScoredGroup
@@ -45,6 +54,7 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+NO_SPREAD = "no reward spread"
 PROBE_ROLLOUTS = 2
 PROBE_TOKENS = 64  # per rollout: enough for a mean, and the learner waits for them
 
@@ -54,7 +64,8 @@ class LoopError(RuntimeError):
 
 
 class Engine(Protocol):
-    """A rollout engine (`sif_ray.rollout.engine.RolloutEngine`, or its actor)."""
+    """A rollout engine (`sif_ray.rollout.engine.RolloutEngine`, or its actor). Its death is an `EngineDiedError` or a
+    `WorkerDiedError`."""
 
     async def generate(self, request: RolloutRequest) -> RolloutGroup: ...
 
@@ -62,7 +73,7 @@ class Engine(Protocol):
 
 
 class Scorer(Protocol):
-    """Rewards of a group (`sif_ray.loop.rewarder.Rewarder`, or its actor)."""
+    """Rewards of a group (`sif_ray.loop.rewarder.Rewarder`, or its actor). Its death is a `WorkerDiedError`."""
 
     async def score(
         self, texts_G: Sequence[str], sample: Sample, previous: float | None
@@ -97,15 +108,15 @@ class TimelineSink(Protocol):
     def span(self, lane: str, kind: str, start_s: float, end_s: float, **labels: Any) -> None: ...
 
 
-@dataclass
-class _Slot:
-    """What the loop knows about one engine."""
+class _Slot(Member):
+    """What the loop knows about one engine. It starts with the policy of version 0."""
 
-    name: str
-    engine: Engine
-    version: int
-    updating: bool = False
-    in_flight: set[Lease] = field(default_factory=set)  # also leases that have expired, until the engine answers
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.version = 0
+        self.updating = False
+        self.evaluating = False  # keeps its version meanwhile
+        self.leases: set[Lease] = set()  # also those that have expired, until the engine answers
 
 
 class GrpoLoop:
@@ -122,40 +133,86 @@ class GrpoLoop:
         ledger: Ledger,
         record: ProgressRecord,
         *,
-        engines: Sequence[Engine],
-        scorers: Sequence[Scorer],
+        engines: Factory,
+        scorers: Factory,
         learner: Learner,
         metrics: MetricsSink,
         timeline: TimelineSink,
         progress: Progress | None = None,
+        eval_samples: Sequence[Sample] = (),
     ) -> None:
-        """Engines and learner must hold the policy of version `ledger.version` already. `samples`: by sample id."""
+        """`engines` starts an `Engine` with the policy of version 0, `scorers` a `Scorer`; the learner must hold the
+        policy of `ledger.version`.
+
+        `samples`: by sample id. `eval_samples`: held out, answered every `config.eval_every` steps.
+        """
         self._config = config
         self._samples = samples
         self._ledger = ledger
         self._record = record
-        self._slots = [_Slot(f"engine {i}", engine, ledger.version) for i, engine in enumerate(engines)]
-        self._scorers = itertools.cycle([(f"reward {i}", scorer) for i, scorer in enumerate(scorers)])
+        self._watchdog = Watchdog(config.stuck_after_s)
+        self._engines: Pool[_Slot] = Pool(
+            "engine",
+            engines,
+            self._watchdog,
+            member=_Slot,
+            attend=self._attend,
+            take_back=self._take_back,
+            changed=self._notify,
+        )
+        self._scorers: Pool[Member] = Pool(
+            "reward",
+            scorers,
+            self._watchdog,
+            member=Member,
+            attend=self._attend_scorer,
+            take_back=lambda scorer: f"{scorer.calls if scorer.worker else 0} groups go to another one",
+            changed=self._notify,
+        )
         self._learner = learner
         self._metrics = metrics
         self._timeline = timeline
         self._progress = progress
+        self._eval_samples = eval_samples
+        self._evaluation: asyncio.Task[None] | None = None
+        self._evaluated: dict[str, float] = {}  # metrics of an evaluation, not logged yet
+        self._logged: dict[str, float] = {}  # metrics of the last step
+        self._published = ledger.version  # what engines should hold
+        self._update: WeightUpdate | None = None  # with its weights; None for version 0 and while the next is published
         # One group more than an engine runs at once waits inside it, so that a finished one is replaced without delay.
         self._groups_per_engine = -(-config.engine.max_num_seqs // config.group_size) + 1
         self._scored: dict[str, ScoredGroup] = {}  # by ticket id, scored and not taken yet
+        self._groups_replaced = 0  # since the last step, for want of reward spread
         self._rollouts: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
+        self._tasks: asyncio.TaskGroup
 
-    async def run(self) -> None:
-        """Train to the end. Raises the first error of any task, and `LoopError` when no batch could be trained."""
+    async def run(self, learner_ready: Awaitable[Any] | None = None) -> None:
+        """Train to the end. Engines and scorers are started, and ended with the run.
+
+        `learner_ready` is awaited before the learner is asked for anything; engines start and generate meanwhile.
+        Raises the first error of any task, `PoolError` when an engine or a scorer cannot be replaced, and `LoopError`
+        when the learner is stuck or no batch could be trained.
+        """
         try:
-            async with asyncio.TaskGroup() as tasks:
-                for slot in self._slots:
-                    tasks.create_task(self._dispatch(slot, tasks))
-                watch = tasks.create_task(self._expire_leases())
+            async with asyncio.TaskGroup() as self._tasks:
+                for _ in range(self._config.num_engines):
+                    self.add_engine()
+                for _ in range(self._config.num_reward_workers):
+                    self._scorers.add(self._tasks)
+                self._tasks.create_task(self._dispatch(), name="dispatch")
+                watch = self._tasks.create_task(self._watch(), name="watch")
+                if learner_ready is not None:
+                    await self._ask_learner("start", learner_ready)
+                if self._ledger.version:
+                    await self._publish(self._ledger.version)
+                self._evaluate_if_due()
                 await self._learn()
+                await self._end_evaluation()
                 for task in (watch, *self._rollouts):  # rollouts of expired leases: nobody waits for them
                     task.cancel()
+                self._engines.close()
+                self._scorers.close()
         except ExceptionGroup as errors:
             first, *others = _leaves(errors)
             for other in others:
@@ -167,22 +224,108 @@ class GrpoLoop:
         if self._ledger.version == 0 and self._ledger.num_tickets:
             raise LoopError(f"no group could be trained; all {len(dropped)} prompts were dropped: {_reasons(dropped)}")
 
+    def add_engine(self) -> str:
+        """Start one more engine, which joins at the version that is published then. Returns its name."""
+        return self._engines.add(self._tasks)
+
+    def remove_engine(self, name: str) -> None:
+        """Give an engine no more leases; it ends when those in flight are answered or expired. Raises `ValueError` for
+        an unknown engine and for the last one."""
+        self._engines.remove(name)
+
+    # --- engines and scorers -----------------------------------------------------------------------------------------
+
+    async def _attend(self, slot: _Slot) -> None:
+        """Keep an engine at the published version until it may go."""
+
+        def due() -> WeightUpdate | str | None:
+            if slot.draining and not slot.evaluating and not any(self._ledger.holds(lease) for lease in slot.leases):
+                return "leave"
+            if self._update is None or slot.version == self._update.version or slot.evaluating or slot.draining:
+                return None
+            return self._update
+
+        while True:
+            if not slot.ready and slot.version == self._published:
+                self._engines.join(slot, f" at version {slot.version}")
+            step = await self._wait_for(slot.name, "the next version", due)
+            if not isinstance(step, WeightUpdate):
+                return
+            await self._bring(slot, step)
+
+    async def _bring(self, slot: _Slot, update: WeightUpdate) -> None:
+        """Update one engine; it leases again when its receipt is right."""
+        slot.updating = True
+        with _noting(f"{slot.name} received version {update.version}"):
+            receipt = await self._engines.call(
+                slot, f"update to version {update.version}", slot.worker.update_weights(update)
+            )
+        wanted = (update.version, len(update.tensors), update.checksum)
+        found = (receipt.version, receipt.num_tensors, receipt.checksum)
+        if found != wanted:
+            raise LoopError(
+                f"{slot.name}: the receipt says (version, tensors, checksum) = {found}, published were {wanted}"
+            )
+        slot.version, slot.updating = update.version, False
+        self._notify()
+
+    def _take_back(self, slot: _Slot) -> str:
+        returned = sum(self._ledger.returned(lease, "engine lost") for lease in slot.leases)
+        return f"{returned} leases returned to the ledger"
+
+    async def _attend_scorer(self, scorer: Member) -> None:
+        self._scorers.join(scorer)
+        await asyncio.Event().wait()
+
+    async def _watch(self) -> None:
+        """Take back leases whose time is over; name and end who is stuck."""
+        every_s = min(1.0, self._config.lease_timeout_s / 10, (self._config.stuck_after_s or 10.0) / 10)
+        while True:
+            await asyncio.sleep(every_s)
+            for lease in self._ledger.expire():
+                log.warning("ticket %s: the lease of attempt %d has expired", lease.ticket_id, lease.attempt)
+                self._notify()
+            for slot in self._engines.ready:
+                full = len(slot.leases) >= self._groups_per_engine
+                if full and not any(self._ledger.holds(lease) for lease in slot.leases):
+                    self._engines.give_up(
+                        slot,
+                        f"it has answered none of its {len(slot.leases)} requests within lease_timeout_s = "
+                        f"{self._config.lease_timeout_s:g} (if it is only slow, raise that, or lower "
+                        "engine.max_num_seqs or sampling.max_tokens)",
+                    )
+            for party, why in self._watchdog.stuck().items():
+                await self._end_stuck(party, why)
+
+    async def _end_stuck(self, party: str, why: str) -> None:
+        """Say who is stuck and who waits for whom; give an engine or a scorer up, end the run for the learner."""
+        report = self._watchdog.report()
+        log.error("%s is stuck: it %s\n%s\n%s", party, why, report, task_stacks())
+        for pool in (self._engines, self._scorers):
+            member = pool.find(party)
+            if member is not None:
+                log.error("stacks of %s: %s", party, await pool.stacks(member))
+                pool.give_up(member, f"it is stuck and {why}")
+                return
+        raise LoopError(f"{party} is stuck: it {why}; if it is only slow, raise stuck_after_s\n{report}")
+
     # --- generation --------------------------------------------------------------------------------------------------
 
-    async def _dispatch(self, slot: _Slot, tasks: asyncio.TaskGroup) -> None:
-        """Keep one engine full while the window allows; the engine with the fewest requests goes first."""
+    async def _dispatch(self) -> None:
+        """Keep the engines full while the window allows; the engine with the fewest requests goes first."""
 
-        def next_lease() -> Lease | None:
-            if slot.updating or len(slot.in_flight) >= self._groups_per_engine:
-                return None
-            if any(len(other.in_flight) < len(slot.in_flight) for other in self._slots if not other.updating):
-                return None
-            return self._ledger.lease(slot.version)
+        def next_lease() -> tuple[_Slot, Lease] | None:
+            for slot in sorted(self._engines.ready, key=lambda slot: len(slot.leases)):
+                if not slot.updating and len(slot.leases) < self._groups_per_engine:
+                    lease = self._ledger.lease(slot.version)
+                    if lease is not None:
+                        return slot, lease
+            return None
 
-        while (lease := await self._until(next_lease)) is not None:
-            slot.in_flight.add(lease)
-            self._notify()  # another engine has the fewest requests now
-            rollout = tasks.create_task(self._roll_out(slot, lease))
+        while (given := await self._until("dispatch", "an engine with room, and the window", next_lease)) is not None:
+            slot, lease = given
+            slot.leases.add(lease)
+            rollout = self._tasks.create_task(self._roll_out(slot, lease))
             self._rollouts.add(rollout)
             rollout.add_done_callback(self._rollouts.discard)
 
@@ -191,52 +334,59 @@ class GrpoLoop:
         started_s = time.time()
         try:
             with _noting(f"{slot.name} generated ticket {lease.ticket_id}"):
-                group = await slot.engine.generate(self._request(lease))
+                group = await self._engines.call(
+                    slot, f"generate ticket {lease.ticket_id}", slot.worker.generate(self._request(lease))
+                )
+        except WorkerDiedError:  # the ticket went back together with all that the engine held
+            return
         except RolloutRequestError as error:
             log.warning("ticket %s is dropped: %s", lease.ticket_id, error)
             self._ledger.failed(lease, f"request refused: {error}", retry=False)
             return
         finally:
-            slot.in_flight.discard(lease)
+            slot.leases.discard(lease)
             self._notify()
         self._timeline.span(slot.name, "generate", started_s, time.time(), step=lease.version)
         if self._ledger.generated(lease, group.oldest_version):
             await self._score(lease, group)
 
     async def _score(self, lease: Lease, group: RolloutGroup) -> None:
-        name, scorer = next(self._scorers)
-        started_s = time.time()
-        with _noting(f"{name} scored ticket {lease.ticket_id}"):
-            scores = await scorer.score(
-                [rollout.text for rollout in group.rollouts],
-                self._samples[lease.sample_id],
-                self._record.previous(lease.sample_id, lease.epoch),
-            )
-        self._timeline.span(name, "score", started_s, time.time(), step=lease.version)
+        texts_G = [rollout.text for rollout in group.rollouts]
+        previous = self._record.previous(lease.sample_id, lease.epoch)
+        scores = await self._scores_of(f"ticket {lease.ticket_id}", texts_G, self._samples[lease.sample_id], previous)
         if isinstance(scores, ScoringFailed):
             log.warning("ticket %s has no rewards: %s", lease.ticket_id, scores.reason)
             self._ledger.failed(lease, scores.reason, retry=scores.retry)
-        elif self._ledger.scored(lease):
-            self._scored[lease.ticket_id] = ScoredGroup(group, scores.rewards_G, scores.terms_G)
+        elif self._ledger.holds(lease):
             self._record.update(lease.sample_id, scores.terms_G["answer_score"].tolist(), lease.epoch)
+            if self._config.dynamic_sampling and not has_spread(scores.rewards_G):
+                self._ledger.failed(lease, NO_SPREAD, retry=False)
+                self._groups_replaced += 1
+            else:
+                self._ledger.scored(lease)
+                self._scored[lease.ticket_id] = ScoredGroup(group, scores.rewards_G, scores.terms_G)
         self._notify()
 
-    async def _expire_leases(self) -> None:
-        """Take back leases whose time is over; end the run when an engine is full of requests it does not answer."""
-        every_s = min(1.0, self._config.lease_timeout_s / 10)
+    async def _scores_of(
+        self, what: str, texts_G: Sequence[str], sample: Sample, previous: float | None
+    ) -> GroupScores | ScoringFailed:
+        """Rewards of texts by the scorer with the least to do; if it dies, by another one."""
+
+        def idlest() -> Member | None:
+            return min(self._scorers.ready, key=lambda scorer: scorer.calls, default=None)
+
         while True:
-            await asyncio.sleep(every_s)
-            for lease in self._ledger.expire():
-                log.warning("ticket %s: the lease of attempt %d has expired", lease.ticket_id, lease.attempt)
-                self._notify()
-            for slot in self._slots:
-                full = len(slot.in_flight) >= self._groups_per_engine
-                if full and not any(self._ledger.holds(lease) for lease in slot.in_flight):
-                    raise LoopError(
-                        f"{slot.name} has answered none of its {len(slot.in_flight)} requests within lease_timeout_s = "
-                        f"{self._config.lease_timeout_s:g}; raise it, or lower engine.max_num_seqs or "
-                        "sampling.max_tokens"
+            scorer = await self._wait_for(what, "a scorer", idlest)
+            started_s = time.time()
+            try:
+                with _noting(f"{scorer.name} scored {what}"):
+                    scores = await self._scorers.call(
+                        scorer, f"score {what}", scorer.worker.score(texts_G, sample, previous)
                     )
+            except WorkerDiedError:
+                continue
+            self._timeline.span(scorer.name, "score", started_s, time.time(), step=self._ledger.version)
+            return scores
 
     def _request(self, lease: Lease) -> RolloutRequest:
         sample = self._samples[lease.sample_id]
@@ -260,7 +410,7 @@ class GrpoLoop:
             version = self._ledger.version
             async with asyncio.TaskGroup() as waiting:
                 probe = waiting.create_task(self._parity_if_due(version))
-                batch = await self._until(self._ledger.take_batch)
+                batch = await self._until("the learner", "a batch of scored groups", self._ledger.take_batch)
             if batch is None:
                 return
             self._timeline.span("learner 0", "wait", started_s, time.time(), step=version)
@@ -270,63 +420,140 @@ class GrpoLoop:
             now_s = time.time()
             values = batch_metrics(groups, now_s - ended_s) | trained | probe.result() | synced
             ended_s = now_s
-            self._metrics.log(self._ledger.version, values | {"tickets_dropped": self._ledger.counts()["dropped"]})
+            self._log(values)
+            self._evaluate_if_due()
             if self._progress is not None:
                 self._progress.advance(reward=values["reward/total"], staleness=values.get("staleness_max", 0.0))
 
     async def _train(self, groups: Sequence[ScoredGroup], batch: Batch) -> dict[str, float]:
         started_s = time.time()
-        with _noting(f"the learner trained version {batch.version}"):
-            metrics = await self._learner.train(groups, batch.version)
+        metrics = await self._ask_learner(f"train version {batch.version}", self._learner.train(groups, batch.version))
         self._timeline.span("learner 0", "train", started_s, time.time(), step=batch.version)
         return metrics
 
     async def _sync(self, version: int) -> dict[str, float]:
-        """Bring every engine to `version`; each leases again as soon as its own receipt is right."""
+        """Publish `version` and wait for the engines that live and are not evaluating."""
         self._notify()
         started_s = time.time()
-        with _noting(f"the learner published version {version}"):
-            update = await self._learner.publish(version)
-        async with asyncio.TaskGroup() as updates:
-            for slot in self._slots:
-                updates.create_task(self._update(slot, update))
+        update = await self._publish(version)
+
+        def received() -> list[_Slot] | None:
+            slots = [slot for slot in self._engines.ready if not slot.evaluating]
+            return slots if all(slot.version == version for slot in slots) else None
+
+        slots = await self._wait_for("the sync", f"receipts of version {version}", received)
         ended_s = time.time()
         self._timeline.span("sync", "sync", started_s, ended_s, step=version)
-        return {"sync_s": ended_s - started_s, "sync_bytes": float(update.num_bytes * len(self._slots))}
+        return {"sync_s": ended_s - started_s, "sync_bytes": float(update.num_bytes * len(slots))}
 
-    async def _update(self, slot: _Slot, update: WeightUpdate) -> None:
-        slot.updating = True
-        with _noting(f"{slot.name} received version {update.version}"):
-            receipt = await slot.engine.update_weights(update)
-        wanted = (update.version, len(update.tensors), update.checksum)
-        found = (receipt.version, receipt.num_tensors, receipt.checksum)
-        if found != wanted:
-            raise LoopError(
-                f"{slot.name}: the receipt says (version, tensors, checksum) = {found}, published were {wanted}"
-            )
-        slot.version, slot.updating = update.version, False
+    async def _publish(self, version: int) -> WeightUpdate:
+        self._update = None  # the store holds one version at a time; an engine that starts now gets the next one
+        update = await self._ask_learner(f"publish version {version}", self._learner.publish(version))
+        self._update, self._published = update, version
         self._notify()
+        return update
+
+    async def _ask_learner(self, what: str, answer: Awaitable[Result]) -> Result:
+        with _noting(f"the learner was to {what}"), self._watchdog.call("the learner", what):
+            return await answer
+
+    def _log(self, values: Mapping[str, float]) -> None:
+        """One line of metrics for the step that has ended, with the evaluation that has ended meanwhile."""
+        self._logged = {**values, "tickets_dropped": self._ledger.counts()["dropped"]}
+        if self._config.dynamic_sampling:
+            self._logged["groups_replaced"] = self._groups_replaced
+            self._groups_replaced = 0
+        self._metrics.log(self._ledger.version, self._logged | self._evaluated)
+        self._evaluated = {}
+
+    # --- evaluation --------------------------------------------------------------------------------------------------
+
+    def _evaluate_if_due(self) -> None:
+        """Start to evaluate the version that was just published; the loop goes on meanwhile."""
+        version = self._ledger.version
+        if not self._config.eval_every or version % self._config.eval_every:
+            return
+        if self._evaluation is not None and not self._evaluation.done():
+            log.warning("version %d is not evaluated: the evaluation before still runs; raise eval_every", version)
+            return
+        self._evaluation = self._tasks.create_task(self._evaluate(version), name="evaluate")
+
+    async def _evaluate(self, version: int) -> None:
+        async def score(text: str, sample: Sample) -> GroupScores | ScoringFailed:
+            return await self._scores_of(f"the held-out answer to {sample.sample_id}", [text], sample, None)
+
+        evaluation = Evaluation(self._config, self._eval_samples, version, pinned=self._pinned, score=score)
+        with _noting(f"version {version} was evaluated"):
+            self._evaluated = await evaluation.run()
+
+    @contextlib.asynccontextmanager
+    async def _pinned(self, version: int) -> AsyncIterator[Ask | None]:
+        """Asks an engine that keeps `version` inside the body; None when no engine will hold it any more."""
+
+        def holder() -> _Slot | str | None:
+            slots = [slot for slot in self._engines.ready if slot.version == version and not slot.updating]
+            if slots:
+                return min(slots, key=lambda slot: len(slot.leases))
+            return "none" if self._published != version else None
+
+        slot = await self._wait_for("the evaluation", f"an engine at version {version}", holder)
+        if not isinstance(slot, _Slot):
+            yield None
+            return
+        slot.evaluating = True
+        try:
+            yield lambda request: self._engines.call(
+                slot, f"generate {request.ticket_id}", slot.worker.generate(request)
+            )
+        finally:
+            slot.evaluating = False
+            self._notify()
+
+    async def _end_evaluation(self) -> None:
+        """Wait for the evaluation that runs, evaluate the last version too, and log it with the last step."""
+        if not self._config.eval_every:
+            return
+        if self._evaluation is not None:
+            await self._evaluation
+        if self._ledger.version % self._config.eval_every:
+            await self._evaluate(self._ledger.version)
+        if self._evaluated:
+            self._metrics.log(self._ledger.version, self._logged | self._evaluated)
 
     # --- parity ------------------------------------------------------------------------------------------------------
 
     async def _parity_if_due(self, version: int) -> dict[str, float]:
-        if version % self._config.parity_every or self._ledger.done:
+        """The probe's metric; {} when it is not due, or when no engine is left that holds this version."""
+        if version % self._config.parity_every:
             return {}
-        return {"parity_mean_abs": await self._probe_parity(version)}
+        engines = await self._until("the parity probe", "an engine", lambda: self._engines.ready or None)
+        slots = [slot for slot in engines or () if slot.version == version]
+        return await self._probe_parity(version, slots) if slots else {}
 
-    async def _probe_parity(self, version: int) -> float:
+    async def _probe_parity(self, version: int, slots: Sequence[_Slot]) -> dict[str, float]:
         """Mean |log-prob of the engine - log-prob of the learner| over fresh tokens, of the engine where it is largest.
 
         Called when engines and learner hold `version`, and finished before the learner steps: the same weights on both
         sides, so the difference is numerics and errors of the weight transfer, not staleness.
         """
+
+        async def probe(slot: _Slot) -> tuple[_Slot, RolloutGroup] | None:
+            request = self._probe_request(version, slot.name)
+            try:
+                return slot, await self._engines.call(slot, request.ticket_id, slot.worker.generate(request))
+            except WorkerDiedError:
+                return None
+
         with _noting(f"the parity probe ran at version {version}"):
-            groups = await asyncio.gather(
-                *(slot.engine.generate(self._probe_request(version, slot.name)) for slot in self._slots)
-            )
-            learner_logprobs = await self._learner.log_probs(groups)
+            async with asyncio.TaskGroup() as probes:
+                answers = [probes.create_task(probe(slot)) for slot in slots]
+            probed = [found for answer in answers if (found := answer.result()) is not None]
+            if not probed:
+                return {}
+            groups = [group for _, group in probed]
+            learner_logprobs = await self._ask_learner(f"probe version {version}", self._learner.log_probs(groups))
         deltas = []
-        for slot, group, logprobs in zip(self._slots, groups, learner_logprobs, strict=True):
+        for (slot, group), logprobs in zip(probed, learner_logprobs, strict=True):
             if not group.oldest_version == group.newest_version == version:
                 raise LoopError(
                     f"{slot.name}: probe tokens are of versions {group.oldest_version} to {group.newest_version}, "
@@ -339,11 +566,11 @@ class GrpoLoop:
             log.warning(
                 "version %d: log-probs of %s and the learner differ by %.4g in the mean (parity_alarm = %g)",
                 version,
-                self._slots[worst].name,
+                probed[worst][0].name,
                 deltas[worst],
                 self._config.parity_alarm,
             )
-        return deltas[worst]
+        return {"parity_mean_abs": deltas[worst]}
 
     def _probe_request(self, version: int, engine: str) -> RolloutRequest:
         samples = list(self._samples)
@@ -355,15 +582,18 @@ class GrpoLoop:
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
-    async def _until(self, attempt: Callable[[], Result | None]) -> Result | None:
-        """What `attempt` gives, tried now and after every change; None when the run is over."""
-        while not self._ledger.done:
-            changed = self._changed
-            result = attempt()
-            if result is not None:
-                return result
-            await changed.wait()
-        return None
+    async def _wait_for(self, who: str, what: str, attempt: Callable[[], Result | None]) -> Result:
+        """What `attempt` gives, tried now and after every change."""
+        with self._watchdog.waiting(who, what):
+            while (result := attempt()) is None:
+                await self._changed.wait()
+        return result
+
+    async def _until(self, who: str, what: str, attempt: Callable[[], Result | None]) -> Result | None:
+        """As `_wait_for`, but None when every ticket has ended."""
+        over = object()
+        result = await self._wait_for(who, what, lambda: over if self._ledger.done else attempt())
+        return None if result is over else result
 
     def _notify(self) -> None:
         self._changed.set()
@@ -383,12 +613,17 @@ def batch_metrics(groups: Sequence[ScoredGroup], seconds: float) -> dict[str, fl
         **{f"reward/{term}": mean_of(term) for term in ("format", "answer", "box", "depth")},
         "answer_score": mean_of("answer_score"),
         "iou_last": mean_of("iou_last"),
-        "groups_no_spread": float(sum(np.ptp(scored.rewards_G) == 0 for scored in groups)),
+        "groups_no_spread": float(sum(not has_spread(scored.rewards_G) for scored in groups)),
         "completions_per_s": len(rollouts) / seconds,
         "generated_tokens_per_s": sum(lengths) / seconds,
         "completion_tokens_mean": float(np.mean(lengths)),
         "truncated_share": float(np.mean([rollout.finish_reason == "length" for rollout in rollouts])),
     }
+
+
+def has_spread(rewards_G: FloatArray) -> bool:
+    """Whether the rewards of a group differ; if not, every advantage is 0 (DAPO, arXiv 2503.14476)."""
+    return bool(np.ptp(rewards_G) > 0)
 
 
 def _seed(run_seed: int, ticket_id: str, attempt: int) -> int:

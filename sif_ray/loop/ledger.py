@@ -19,6 +19,10 @@ keep it:
 3. A result counts only under the lease that asked for it, so a lease that expired cannot train a prompt twice.
 4. `trained` and `dropped` are final, and every ticket reaches one of them.
 
+A saved ledger keeps the scored groups and when they are due; what was in flight is issued again. The groups it keeps
+are a part of those that were live, so sentence 1 holds for them at the version at which it was saved, and the bound is
+the same before and after a resume.
+
 There is no deadlock: when every live group is scored, sentence 2 always allows a batch, and with fewer live groups
 than a batch, sentence 1 always allows a lease to an engine at the learner's version.
 """
@@ -160,6 +164,10 @@ class Ledger:
         """{ticket id: reason} of the tickets that were given up."""
         return {ticket.ticket_id: ticket.drop_reason for ticket in self._tickets if ticket.state is State.DROPPED}
 
+    def waiting_tickets(self) -> list[str]:
+        """Tickets whose groups are scored and in no batch yet, due first."""
+        return [self._tickets[order].ticket_id for _, order in sorted(self._ready)]
+
     # --- rollouts ---
 
     def lease(self, engine_version: int) -> Lease | None:
@@ -216,6 +224,15 @@ class Ledger:
         self._give_back(ticket, reason, retry)
         return True
 
+    def returned(self, lease: Lease, reason: str) -> bool:
+        """Issue the ticket again without a failure on its account: who held the lease is gone. False for an expired
+        lease."""
+        ticket = self._holder(lease, State.LEASED)
+        if ticket is None:
+            return False
+        self._give_back(ticket, reason, blamed=False)
+        return True
+
     def expire(self) -> list[Lease]:
         """Take back every lease whose time is over and return them."""
         expired: list[Lease] = []
@@ -268,20 +285,26 @@ class Ledger:
     # --- saving ---
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that outlives the process, ready for JSON. What is in flight is saved as pending."""
+        """Everything that outlives the process, ready for JSON.
+
+        Scored groups that no batch holds are saved as scored (`waiting_tickets`): the caller saves the groups
+        themselves. What is in flight, a batch in training included, is saved as pending.
+        """
         unfinished = [ticket for ticket in self._tickets if ticket.state not in (State.TRAINED, State.DROPPED)]
         return {
             "plan": self._plan_digest(),
             "version": self.version,
             "trained": _ranges(ticket.order for ticket in self._tickets if ticket.state is State.TRAINED),
             "dropped": self.dropped(),
+            "scored": {ticket_id: self._by_id[ticket_id].due for ticket_id in self.waiting_tickets()},
             "attempts": {ticket.ticket_id: ticket.attempts for ticket in unfinished if ticket.attempts},
             "failures": {ticket.ticket_id: ticket.failures for ticket in unfinished if ticket.failures},
             "reissued": dict(self._reissued),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`: finished tickets stay finished, everything else is pending.
+        """Continue from `state_dict`: finished tickets stay finished, scored groups wait for a batch under their old
+        bound, everything else is pending.
 
         Only a fresh ledger of the same plan may load; raises `LedgerError` otherwise.
         """
@@ -289,18 +312,24 @@ class Ledger:
             raise LedgerError("a ledger that has started cannot load a state; make a new one")
         if state["plan"] != self._plan_digest():
             raise LedgerError("the saved ledger has another plan: use the same prompts, epochs, seed and max_steps")
+        self.version = state["version"]
+        self._reissued = Counter(state["reissued"])
         for first, last in state["trained"]:
             for order in range(first, last + 1):
                 self._move(self._tickets[order], State.TRAINED)
         for ticket_id, reason in state["dropped"].items():
             self._move(self._by_id[ticket_id], State.DROPPED)
             self._by_id[ticket_id].drop_reason = reason
+        for ticket_id, due in state["scored"].items():
+            self._move(self._by_id[ticket_id], State.SCORED)
+            self._set_due(self._by_id[ticket_id], due)
+            heapq.heappush(self._ready, (due, self._by_id[ticket_id].order))
+        if not _schedulable(self._live_by_due, self.version, self.groups_per_step):
+            raise LedgerError(f"the saved ledger has scored groups that no batch after version {self.version} can hold")
         for ticket_id, attempts in state["attempts"].items():
             self._by_id[ticket_id].attempts = attempts
         for ticket_id, failures in state["failures"].items():
             self._by_id[ticket_id].failures = failures
-        self.version = state["version"]
-        self._reissued = Counter(state["reissued"])
         self._pending = [ticket.order for ticket in self._tickets if ticket.state is State.PENDING]
 
     # --- inside ---
@@ -321,9 +350,9 @@ class Ledger:
     def _only_scored_left(self) -> bool:
         return not (self._counts[State.PENDING] or self._counts[State.LEASED] or self._counts[State.GENERATED])
 
-    def _give_back(self, ticket: _Ticket, reason: str, retry: bool = True) -> None:
+    def _give_back(self, ticket: _Ticket, reason: str, retry: bool = True, blamed: bool = True) -> None:
         ticket.lease = None
-        ticket.failures += 1
+        ticket.failures += blamed
         self._set_due(ticket, None)
         if not retry or ticket.failures >= self._max_failures:
             ticket.drop_reason = reason

@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 
 from sif_ray.config import ConfigError, GrpoConfig
 from sif_ray.datagen.dataset import read_samples
-from sif_ray.judge.exact import ExactMatchJudge
+from sif_ray.judge.factory import check_judge
 from sif_ray.learner.actor import LearnerGroup
+from sif_ray.loop.evaluation import choose
 from sif_ray.loop.grpo import GrpoLoop
 from sif_ray.loop.ledger import Ledger
-from sif_ray.loop.rewarder import Rewarder
+from sif_ray.loop.reward_actor import RewardActor
+from sif_ray.loop.workers import ActorFactory
 from sif_ray.method.progress import ProgressRecord
 from sif_ray.observe.progress import Progress
 from sif_ray.observe.run_folder import RunFolder
@@ -31,7 +32,6 @@ from sif_ray.runtime import ray_session
 log = logging.getLogger(__name__)
 
 REWARD_CPUS = 1.0  # logical, per reward worker
-SHUTDOWN_TIMEOUT_S = 15.0  # for engines to end their processes; afterwards their actors are killed
 
 
 def run(config: GrpoConfig) -> None:
@@ -41,14 +41,19 @@ def run(config: GrpoConfig) -> None:
     An earlier run in the same folder is overwritten. Raises `ConfigError` for a request that cannot work, before
     anything is started, and the first error of any part of the loop.
     """
-    samples = _read(config)
+    samples = _read(config, config.split)
+    _check_plan(config, len(samples))
+    eval_samples = (
+        choose(_read(config, config.eval_split), config.eval_samples, config.seed) if config.eval_every else []
+    )
     policy = _find_policy(config)
+    check_judge(config.judge)
     folder = RunFolder(Path(config.output).resolve(), config)  # absolute: actors may have another working directory
     for name in ("metrics.jsonl", "timeline.jsonl"):  # they are appended to
         (folder.path / name).unlink(missing_ok=True)
     with ray_session(config.ray):
         _check_resources(config, ray.cluster_resources())
-        asyncio.run(_run(replace(config, policy=policy), samples, folder))
+        asyncio.run(_run(replace(config, policy=policy), samples, eval_samples, folder))
     log.info("the policy is in %s", folder.path / "checkpoint")
 
 
@@ -66,35 +71,30 @@ def make_ledger(config: GrpoConfig, sample_ids: list[str]) -> Ledger:
     )
 
 
-async def _run(config: GrpoConfig, samples: Mapping[str, Sample], folder: RunFolder) -> None:
+async def _run(
+    config: GrpoConfig, samples: Mapping[str, Sample], eval_samples: Sequence[Sample], folder: RunFolder
+) -> None:
     ledger = make_ledger(config, list(samples))
     record = ProgressRecord(config.profile)
-    engines = [_rollout_actor(config, index) for index in range(config.num_engines)]
-    reward_actor = ray.remote(num_cpus=REWARD_CPUS)(Rewarder)
-    scorers = [
-        reward_actor.remote(config.rewards, config.profile, ExactMatchJudge()) for _ in range(config.num_reward_workers)
-    ]
     learner = LearnerGroup(config)
     metrics, timeline = folder.metrics(), folder.timeline()
     try:
-        started_s = time.monotonic()
         total_steps = ledger.num_steps * config.objective.updates_per_batch
-        await asyncio.gather(learner.start(total_steps), *(engine.start.remote() for engine in engines))
-        log.info("engines and learner started in %.1f s", time.monotonic() - started_s)
         with Progress("GRPO", total=ledger.num_steps, unit="steps") as progress:
             loop = GrpoLoop(
                 config,
                 samples,
                 ledger,
                 record,
-                engines=[_Remote(engine) for engine in engines],
-                scorers=[_Remote(scorer) for scorer in scorers],
+                engines=_engine_factory(config),
+                scorers=_scorer_factory(config, folder),
                 learner=learner,
                 metrics=metrics,
                 timeline=timeline,
                 progress=progress,
+                eval_samples=eval_samples,
             )
-            await loop.run()
+            await loop.run(learner_ready=learner.start(total_steps))
         await learner.save_policy(str(folder.path / "checkpoint"))
         (folder.path / "state").mkdir(exist_ok=True)
         folder.write_json("state/progress.json", record.state_dict())
@@ -102,78 +102,49 @@ async def _run(config: GrpoConfig, samples: Mapping[str, Sample], folder: RunFol
     finally:
         metrics.close()
         timeline.close()
-        try:
-            await _end(engines)
-        finally:
-            learner.shutdown()
-            for actor in (*engines, *scorers):
-                ray.kill(actor)
+        learner.shutdown()
 
 
-class _Remote:
-    """An actor behind the interface of the object inside it: `await remote.score(...)` instead of
-    `await actor.score.remote(...)`, raising the actor's own errors."""
+def _engine_factory(config: GrpoConfig) -> ActorFactory:
+    def make(name: str) -> Any:
+        return RolloutActor.options(num_cpus=config.engine.num_cpus, num_gpus=config.engine.num_gpus).remote(
+            config.policy,
+            config.engine,
+            config.prompt,
+            max_pixels=config.max_pixels,
+            seed=config.seed + int(name.split()[-1]),
+            engine_id=name,
+        )
 
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
-        method = getattr(self._actor, name)
-
-        async def call(*arguments: Any) -> Any:
-            try:
-                return await method.remote(*arguments)
-            except RayTaskError as error:
-                raise error.cause from error
-
-        return call
+    return ActorFactory(make, start="start", shutdown="shutdown")
 
 
-def _rollout_actor(config: GrpoConfig, index: int) -> Any:
-    return RolloutActor.options(num_cpus=config.engine.num_cpus, num_gpus=config.engine.num_gpus).remote(
-        config.policy,
-        config.engine,
-        config.prompt,
-        max_pixels=config.max_pixels,
-        seed=config.seed + index,
-        engine_id=f"engine {index}",
-    )
-
-
-async def _end(engines: list[Any]) -> None:
-    """Let the engines end their own processes, as far as they still answer."""
-    _, pending = await asyncio.wait(
-        [asyncio.ensure_future(_shutdown(engine)) for engine in engines], timeout=SHUTDOWN_TIMEOUT_S
-    )
-    for shutdown in pending:
-        shutdown.cancel()
-
-
-async def _shutdown(engine: Any) -> None:
-    try:
-        await engine.shutdown.remote()
-    except ray.exceptions.RayError as error:
-        log.warning("an engine did not shut down cleanly: %s", error)
+def _scorer_factory(config: GrpoConfig, folder: RunFolder) -> ActorFactory:
+    actor = RewardActor.options(num_cpus=REWARD_CPUS)
+    return ActorFactory(lambda name: actor.remote(config, str(folder.path), name.replace(" ", "-")))
 
 
 # --- checks before anything is started -------------------------------------------------------------------------------
 
 
-def _read(config: GrpoConfig) -> dict[str, Sample]:
-    samples = {sample.sample_id: sample for sample in read_samples(config.data, config.split)}
+def _read(config: GrpoConfig, split: str) -> dict[str, Sample]:
+    samples = {sample.sample_id: sample for sample in read_samples(config.data, split)}
     if not samples:
-        raise ConfigError(f"split = {config.split!r}: every row of it in {config.data} was refused; see its rejected/")
-    if round(config.epochs * len(samples)) == 0:
-        raise ConfigError(f"epochs = {config.epochs:g} of {len(samples)} prompts is no prompt at all; raise it")
+        raise ConfigError(f"split {split!r}: every row of it in {config.data} was refused; see its rejected/")
     blind = [name for name, sample in samples.items() if not sample.depth_image]
     if blind:
         raise ConfigError(f"data = {config.data}: {len(blind)} rows have no depth image to score with, e.g. {blind[0]}")
+    return samples
+
+
+def _check_plan(config: GrpoConfig, num_prompts: int) -> None:
+    if round(config.epochs * num_prompts) == 0:
+        raise ConfigError(f"epochs = {config.epochs:g} of {num_prompts} prompts is no prompt at all; raise it")
     if config.groups_per_step < config.learner.num_ranks:
         raise ConfigError(
             f"groups_per_step ({config.groups_per_step}) is below learner.num_ranks ({config.learner.num_ranks}); "
             "raise it, so that every rank has a group to train on"
         )
-    return samples
 
 
 def _find_policy(config: GrpoConfig) -> str:

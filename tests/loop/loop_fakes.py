@@ -61,6 +61,27 @@ class FakeScorer:
         return GroupScores(scores_G, dict.fromkeys(TERMS, scores_G))
 
 
+class FakeFactory:
+    """Starts the workers of a list in turn, then what `make` makes."""
+
+    def __init__(self, workers: list[Any], make: Callable[[], Any], rng: random.Random, slow_s: float) -> None:
+        self.workers, self.make, self.rng, self.slow_s = workers, make, rng, slow_s
+        self.started: list[tuple[str, Any]] = []
+        self.ended: list[Any] = []
+
+    async def start(self, name: str) -> Any:
+        worker = self.workers[len(self.started)] if len(self.started) < len(self.workers) else self.make()
+        self.started.append((name, worker))
+        await asyncio.sleep(self.rng.random() * self.slow_s)
+        return worker
+
+    async def end(self, worker: Any) -> None:
+        self.ended.append(worker)
+
+    async def stacks(self, worker: Any) -> str:
+        return f"in {type(worker).__name__}"
+
+
 class FakeLearner:
     """Remembers what it was trained on."""
 
@@ -116,6 +137,7 @@ class Rig:
             "max_staleness": 1,
             "lease_timeout_s": 30.0,
             "parity_every": 2,
+            "num_engines": num_engines,
         }
         self.config = GrpoConfig(**(settings | {"engine": EngineConfig(max_num_seqs=8)} | changes))
         self.samples = {name: _sample(name) for name in (f"p{i}" for i in range(num_prompts))}
@@ -129,21 +151,26 @@ class Rig:
         )
         self.engines: list[Any] = [FakeEngine(rng, slow_s) for _ in range(num_engines)]
         self.scorers: list[Any] = [FakeScorer(rng, slow_s)]
+        self.engine_factory = FakeFactory([], lambda: FakeEngine(rng, slow_s), rng, slow_s)
+        self.scorer_factory = FakeFactory([], lambda: FakeScorer(rng, slow_s), rng, slow_s)
+        self.eval_samples: list[Sample] = []
         self.learner: Any = FakeLearner(rng, slow_s)
         self.recorder = Recorder()
 
     def run(self, beside: Callable[[asyncio.Task], Any] | None = None) -> Rig:
         async def main() -> None:
-            loop = GrpoLoop(
+            self.engine_factory.workers, self.scorer_factory.workers = self.engines, self.scorers
+            self.loop = loop = GrpoLoop(
                 self.config,
                 self.samples,
                 self.ledger,
                 ProgressRecord(),
-                engines=self.engines,
-                scorers=self.scorers,
+                engines=self.engine_factory,
+                scorers=self.scorer_factory,
                 learner=self.learner,
                 metrics=self.recorder,
                 timeline=self.recorder,
+                eval_samples=self.eval_samples,
             )
             task = asyncio.create_task(loop.run())
             if beside is not None:

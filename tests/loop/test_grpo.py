@@ -215,17 +215,6 @@ def test_lost_request_is_issued_again():
     assert rig.ledger.counts()["reissued/lease expired"] == 1
 
 
-def test_engine_that_answers_nothing_ends_the_run():
-    class Hung(FakeEngine):
-        async def generate(self, request):
-            await asyncio.Event().wait()
-
-    rig = Rig(num_engines=1, lease_timeout_s=0.2, num_prompts=40, groups_per_step=10)
-    rig.engines = [Hung(rig.engines[0].rng)]
-    with pytest.raises(LoopError, match="engine 0 has answered none of its 5 requests"):
-        rig.run()
-
-
 def test_cancellation_leaves_no_task_behind():
     async def interrupt(task):
         await asyncio.sleep(0.05)

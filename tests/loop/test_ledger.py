@@ -1,10 +1,12 @@
-"""The ledger under every order of events: each ticket ends once, no token is too old, nothing gets stuck."""
+"""The ledger under every order of events, crashes and resumes included: each ticket ends once, no token is too old,
+nothing gets stuck."""
 
 from __future__ import annotations
 
 import json
 import random
 from collections import Counter
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -129,6 +131,18 @@ def test_ticket_that_keeps_failing_is_dropped_with_its_reason():
     assert ledger.done and ledger.counts()["dropped"] == 1
 
 
+def test_lease_that_an_engine_loses_is_no_failure_of_the_ticket():
+    ledger = make_ledger(2, max_failures=2)
+    for _ in range(5):
+        lease = ledger.lease(0)
+        assert ledger.returned(lease, "engine lost")
+        assert not ledger.returned(lease, "engine lost")
+    assert ledger.counts()["pending"] == 2 and ledger.counts()["reissued/engine lost"] == 5
+    for _ in range(2):
+        ledger.failed(ledger.lease(0), "judge: rate limit")
+    assert ledger.dropped() == {lease.ticket_id: "judge: rate limit"}
+
+
 def test_ticket_without_hope_is_dropped_at_once():
     ledger = make_ledger(2)
     lease = ledger.lease(0)
@@ -167,6 +181,67 @@ def test_state_of_another_plan_is_refused():
         make_ledger(7).load_state_dict(make_ledger(6).state_dict())
 
 
+# --- saving ----------------------------------------------------------------------------------------------------------
+
+
+def resumed(ledger: Ledger, num_prompts: int = 6, **changes) -> Ledger:
+    other = make_ledger(num_prompts, **changes)
+    other.load_state_dict(json.loads(json.dumps(ledger.state_dict())))
+    return other
+
+
+def test_scored_groups_outlive_the_process_and_what_was_in_flight_is_issued_again():
+    ledger = make_ledger(6)
+    scored, generated, leased = (ledger.lease(0) for _ in range(3))
+    finish(ledger, scored)
+    ledger.generated(generated, 0)
+    again = resumed(ledger)
+    assert again.waiting_tickets() == [scored.ticket_id]
+    leases = [again.lease(0) for _ in range(3)]
+    assert [lease.ticket_id for lease in leases[:2]] == [generated.ticket_id, leased.ticket_id]
+    assert [lease.attempt for lease in leases] == [1, 1, 0], "a group that was thrown away is not sampled again"
+    finish(again, leases[0])
+    assert set(again.take_batch().ticket_ids) == {scored.ticket_id, generated.ticket_id}
+
+
+def test_scored_group_keeps_its_bound_over_a_resume():
+    ledger = make_ledger(20, max_staleness=1)
+    for lease in [ledger.lease(0) for _ in range(3)]:
+        finish(ledger, lease)
+    ledger.trained(ledger.take_batch())
+    (late,) = ledger.waiting_tickets()  # of version 0, so the batch of version 1 is the last that may hold it
+    again = resumed(ledger, 20, max_staleness=1)
+    for lease in [again.lease(1) for _ in range(3)]:
+        finish(again, lease)
+    assert again.lease(1) is None, "the window counts the group that was saved"
+    assert late in again.take_batch().ticket_ids
+
+
+def test_batch_in_training_is_issued_again():
+    ledger = make_ledger(2)
+    for lease in [ledger.lease(0) for _ in range(2)]:
+        finish(ledger, lease)
+    ledger.take_batch()
+    again = resumed(ledger, 2)
+    assert again.waiting_tickets() == [] and again.counts()["pending"] == 2
+
+
+def test_failures_before_a_resume_count():
+    ledger = make_ledger(2, max_failures=2)
+    ledger.failed(ledger.lease(0), "judge failed")
+    again = resumed(ledger, 2, max_failures=2)
+    again.failed(again.lease(0), "judge failed")
+    assert again.dropped() == resumed(again, 2).dropped() == {again.dropped().popitem()[0]: "judge failed"}
+
+
+def test_saved_groups_that_are_too_old_are_refused():
+    ledger = make_ledger(2)
+    finish(ledger, ledger.lease(0))
+    state = ledger.state_dict() | {"version": 5}
+    with pytest.raises(LedgerError, match="no batch after version 5"):
+        make_ledger(2).load_state_dict(state)
+
+
 def test_protocol_violations_are_refused():
     ledger = make_ledger(max_staleness=1)
     leases = [ledger.lease(0) for _ in range(4)]
@@ -185,8 +260,18 @@ def test_protocol_violations_are_refused():
 # --- every order of events -------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Checkpoint:
+    """What was saved, and what was true then."""
+
+    state: dict
+    version: int
+    trained: Counter[str]
+    waiting: dict[str, int]  # ticket id of a scored group that no batch had taken: its oldest token's version
+
+
 class LedgerMachine(RuleBasedStateMachine):
-    """Engines, judges, expiries, weight updates and restarts in any order, checked against plain bookkeeping."""
+    """Engines, judges, expiries, weight updates, crashes and resumes in any order, against plain bookkeeping."""
 
     @initialize(
         num_prompts=st.integers(1, 9),
@@ -214,6 +299,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.batch: Batch | None = None
         self.oldest: dict[str, int] = {}  # of the groups that count
         self.trained: Counter[str] = Counter()
+        self.checkpoints: list[Checkpoint] = []
+        self.save()
 
     def pick(self, data, items: list):
         return items.pop(data.draw(st.integers(0, len(items) - 1)))
@@ -248,6 +335,20 @@ class LedgerMachine(RuleBasedStateMachine):
         lease, _ = self.pick(data, self.generating or self.scoring)
         self.ledger.failed(lease, "broken")
 
+    @precondition(lambda self: self.generating)
+    @rule(data=st.data())
+    def lose_engine(self, data):
+        lease, _ = self.pick(data, self.generating)
+        if self.ledger.returned(lease, "engine lost"):
+            assert lease.ticket_id not in self.ledger.dropped()
+
+    @precondition(lambda self: self.scoring)
+    @rule(data=st.data())
+    def find_no_spread(self, data):
+        lease, _ = self.pick(data, self.scoring)
+        if self.ledger.failed(lease, "no reward spread", retry=False):
+            assert self.ledger.dropped()[lease.ticket_id] == "no reward spread"
+
     @rule(seconds=st.sampled_from([1.0, 6.0, 20.0]))
     def time_passes(self, seconds):
         self.clock.now_s += seconds
@@ -259,7 +360,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.batch = self.ledger.take_batch()
         if self.batch is not None:
             for ticket_id in self.batch.ticket_ids:
-                assert self.ledger.version - self.oldest[ticket_id] <= self.plan["max_staleness"]
+                assert self.ledger.version - self.oldest.pop(ticket_id) <= self.plan["max_staleness"]
 
     @precondition(lambda self: self.batch is not None)
     @rule()
@@ -268,17 +369,47 @@ class LedgerMachine(RuleBasedStateMachine):
         self.trained.update(self.batch.ticket_ids)
         self.batch = None
 
+    @rule(groups=st.integers(1, 6), train=st.booleans())
+    def work_calmly(self, groups, train):
+        """Several groups at once, up to a training step: single events alone seldom get far."""
+        for _ in range(groups):
+            lease = self.ledger.lease(max(self.engines))
+            if lease is not None and self.ledger.generated(lease, lease.version) and self.ledger.scored(lease):
+                self.oldest[lease.ticket_id] = lease.version
+        if train and self.batch is None:
+            self.take()
+        if train and self.batch is not None:
+            self.train()
+            self.engines = [self.ledger.version] * len(self.engines)
+
     @rule(data=st.data())
     def update_engine(self, data):
         self.engines[data.draw(st.integers(0, len(self.engines) - 1))] = self.ledger.version
 
     @rule()
-    def restart(self):
-        saved = json.loads(json.dumps(self.ledger.state_dict()))
+    def save(self):
+        self.checkpoints.append(
+            Checkpoint(
+                state=json.loads(json.dumps(self.ledger.state_dict())),
+                version=self.ledger.version,
+                trained=self.trained.copy(),
+                waiting={ticket_id: self.oldest[ticket_id] for ticket_id in self.ledger.waiting_tickets()},
+            )
+        )
+
+    @rule(data=st.data())
+    def crash_and_resume(self, data):
+        """From any checkpoint so far; what was done after it is undone, and later checkpoints are gone."""
+        del self.checkpoints[data.draw(st.integers(1, len(self.checkpoints))) :]
+        saved = self.checkpoints[-1]
+        self.clock.now_s = 0.0  # another machine's clock
         self.ledger = Ledger(self.prompts, **self.plan)
-        self.ledger.load_state_dict(saved)
-        self.engines = [self.ledger.version] * len(self.engines)
+        self.ledger.load_state_dict(saved.state)
+        assert json.loads(json.dumps(self.ledger.state_dict())) == saved.state
+        self.engines = [saved.version] * len(self.engines)
         self.generating, self.scoring, self.batch = [], [], None
+        self.trained, self.oldest = saved.trained.copy(), dict(saved.waiting)
+        assert set(self.ledger.waiting_tickets()) == saved.waiting.keys()
 
     @invariant()
     def every_ticket_is_somewhere_once(self):
@@ -317,5 +448,5 @@ class LedgerMachine(RuleBasedStateMachine):
 
 TestEveryOrder = LedgerMachine.TestCase
 TestEveryOrder.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=250, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -1,0 +1,83 @@
+"""Ray actors as workers of a pool."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import ray
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+
+from sif_ray.loop.pool import WorkerDiedError
+
+log = logging.getLogger(__name__)
+
+SHUTDOWN_TIMEOUT_S = 15.0  # for a worker to end what it has started; afterwards its actor is killed
+MAX_CAUSE_CHARS = 300  # of Ray's report about a death, which is a page
+
+
+class Remote:
+    """An actor behind the interface of the object inside it: `await remote.score(...)` instead of
+    `await actor.score.remote(...)`.
+
+    Raises the object's own errors, and `WorkerDiedError` when the actor's process is gone.
+    """
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        method = getattr(self.actor, name)
+
+        async def call(*arguments: Any) -> Any:
+            try:
+                return await method.remote(*arguments)
+            except RayTaskError as error:
+                raise error.cause from error
+            except (RayActorError, ObjectLostError) as error:
+                raise WorkerDiedError(_one_line(error)) from error
+
+        return call
+
+
+class ActorFactory:
+    """Makes the actors of one pool. `make(name)` places one; `start` and `shutdown` are methods that it has.
+
+    Example: `ActorFactory(lambda name: RolloutActor.remote(...), start="start", shutdown="shutdown")`.
+    """
+
+    def __init__(self, make: Callable[[str], Any], *, start: str = "__ray_ready__", shutdown: str = "") -> None:
+        self._make = make
+        self._start = start
+        self._shutdown = shutdown
+
+    async def start(self, name: str) -> Remote:
+        """A started actor; waits as long as the cluster has no room for it. Kills it when it fails or is cancelled."""
+        remote = Remote(self._make(name))
+        try:
+            await getattr(remote, self._start)()
+        except BaseException:
+            ray.kill(remote.actor)
+            raise
+        return remote
+
+    async def end(self, worker: Remote) -> None:
+        """Let the actor end what it has started, as far as it still answers, and kill it."""
+        try:
+            if self._shutdown:
+                await asyncio.wait_for(getattr(worker.actor, self._shutdown).remote(), SHUTDOWN_TIMEOUT_S)
+        except (RayError, TimeoutError) as error:
+            log.debug("%s did not shut down by itself: %s", worker.actor, error)
+        finally:
+            ray.kill(worker.actor)
+
+    async def stacks(self, worker: Remote) -> str:
+        """See `sif_ray.loop.pool.Factory`."""
+        return "not available"
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= MAX_CAUSE_CHARS else text[:MAX_CAUSE_CHARS] + " ..."
