@@ -42,7 +42,18 @@ def test_a_file_and_overrides_are_merged_in_order(tmp_path):
         (["profile=paper"], ["profile = 'paper'", "published, corrected"]),
         (["engine.max_model_len=1"], ["engine.max_model_len = 1"]),
         (["objective.clip_high=nan"], ["objective.clip_high = nan"]),
+        (["engine.num_gpus=1", "engine.tensor_parallel_size=2"], ["engine: num_gpus = 1", "tensor_parallel_size = 2"]),
+        (["engine.num_gpus=2"], ["engine: num_gpus = 2 with tensor_parallel_size = 1", "set both to the same number"]),
+        (["engine.num_gpus=1.5", "engine.tensor_parallel_size=2"], ["num_gpus = 1.5", "one GPU for each"]),
         (["ray.object_store_mib=1"], ["ray.object_store_mib = 1"]),
+        (["judge.kind=human"], ["judge.kind = 'human'", "exact or llm"]),
+        (["judge.kind=llm", "judge.base_url=http://x/v1"], ["judge.model = ''", "judge.kind = 'llm'"]),
+        (["judge.base_url=localhost:8000"], ["judge.base_url = 'localhost:8000'", "http://"]),
+        (["judge.usd_per_million_tokens=[1]"], ["judge.usd_per_million_tokens = [1.0]"]),
+        (
+            ["judge.kind=llm", "judge.model=m", "judge.base_url=http://x/v1", "judge.max_wait_s=300"],
+            ["judge.max_wait_s (300)", "lease_timeout_s (300)"],
+        ),
         (["sampling.temperature=2.5"], ["sampling.temperature = 2.5", "[0, 2]"]),
         (["groups_per_step=2", "learner.num_ranks=3"], ["groups_per_step (2)", "learner.num_ranks (3)"]),
         (["sampling.max_tokens=4096"], ["sampling.max_tokens (4096)", "engine.max_model_len (4096)"]),
@@ -57,12 +68,26 @@ def test_a_wrong_value_is_named(overrides, words):
         assert word in str(error.value)
 
 
+def test_a_key_in_the_place_of_its_name_is_not_repeated():
+    settings = ["judge.kind=llm", "judge.model=m", "judge.base_url=http://x/v1", "judge.api_key_env=sk-12345"]
+    with pytest.raises(ConfigError, match=r"judge\.api_key_env must be the name") as error:
+        load("grpo", None, settings)
+    assert "12345" not in str(error.value)
+
+
 @pytest.mark.parametrize("content", ["group_size: [", "- 1\n- 2\n", "group_size: {a: 1}\n", "\tx"])
 def test_a_broken_file_is_a_configuration_error(tmp_path, content):
     file = tmp_path / "broken.yaml"
     file.write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"broken\.yaml"):
         load("grpo", str(file))
+
+
+@pytest.mark.parametrize("layout", [(0, 1), (0, 2), (1, 1), (0.5, 1), (4, 4)])
+def test_engines_on_cpus_on_shared_and_on_several_gpus_are_layouts(layout):
+    gpus, size = layout
+    engine = load("grpo", None, [f"engine.num_gpus={gpus}", f"engine.tensor_parallel_size={size}"]).engine
+    assert (engine.num_gpus, engine.tensor_parallel_size) == layout
 
 
 def test_depth_actors_need_a_range():

@@ -48,7 +48,13 @@ def judging(proxy: FaultyProxy, tmp_path: Path) -> Callable[..., contextlib.Abst
 
     @contextlib.asynccontextmanager
     async def make(*, api_key: str = "", worker: str = "0", num_workers: int = 1, **changes) -> AsyncIterator[LlmJudge]:
-        settings = {"kind": "llm", "model": "judge", "base_url": f"{proxy.url}/v1", "timeout_s": 10.0, "max_wait_s": 0.0}
+        settings = {
+            "kind": "llm",
+            "model": "judge",
+            "base_url": f"{proxy.url}/v1",
+            "timeout_s": 10.0,
+            "max_wait_s": 0.0,
+        }
         judge = LlmJudge(JudgeConfig(**settings | changes), api_key, tmp_path, worker, num_workers)
         try:
             yield judge
