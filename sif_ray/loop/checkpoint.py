@@ -1,0 +1,328 @@
+"""Checkpoints of a GRPO run: all that a driver needs to go on where another one stopped.
+
+    checkpoints/
+      step-000012/          the state after 12 training steps
+        learner/            weights, optimiser, step count and random numbers, as the ranks write them
+        groups.parquet      groups that were scored and not trained; their images are in the dataset
+        state.json          ledger, progress record, settings of the run, sizes of all files; written last
+      .step-000016.part/    one that was not completed: ignored, and removed by the next run
+
+A checkpoint is written under another name, flushed to the disk and renamed, so it is there whole or not at all. What a
+disk lost afterwards is found when it is read, and is an error that names the file: falling back in silence would repeat
+work that was done. Removing the folder falls back on purpose. The files of this module are data and never run code.
+
+On several machines the output folder must be one that every learner rank reaches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sif_ray.config import ConfigError, GrpoConfig
+from sif_ray.observe.run_folder import write_json
+from sif_ray.records import Rollout, RolloutGroup, Sample, ScoredGroup
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+STATE, GROUPS, LEARNER = "state.json", "groups.parquet", "learner"
+MAX_NAMED_KEYS = 8  # in an error message
+
+MAY_CHANGE = frozenset(
+    {
+        *("data", "policy", "output"),  # paths: the settings hold what is in them
+        *("resume", "checkpoint_every", "checkpoints_kept"),
+        *("num_engines", "num_reward_workers", "lease_timeout_s", "parity_every", "parity_alarm"),
+        *("learner.num_cpus_per_rank", "learner.num_gpus_per_rank", "learner.threads"),
+        *("engine", "ray"),
+    }
+)
+"""Keys and blocks of `GrpoConfig` that say how a run is carried out, not what comes out of it. All others must agree
+with the checkpoint that a run continues from."""
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint that is damaged, or of a run with other settings."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a run continues from, beside the learner's own files."""
+
+    ledger: dict[str, Any]  # Ledger.state_dict
+    record: dict[str, Any]  # ProgressRecord.state_dict
+    groups: Mapping[str, ScoredGroup]  # by ticket id: those that `ledger` has as scored
+
+    @property
+    def version(self) -> int:
+        """Training steps done."""
+        return int(self.ledger["version"])
+
+
+class LearnerFiles(Protocol):
+    """The part of `sif_ray.learner.actor.LearnerGroup` that writes a checkpoint."""
+
+    async def save_checkpoint(self, folder: str, client_state: dict[str, Any]) -> None: ...
+
+
+class Checkpoints:
+    """The checkpoints of one run with `settings` (`run_settings`); the newest `keep` stay.
+
+    Example:
+        checkpoints = Checkpoints(Path("runs/grpo/checkpoints"), run_settings(config, samples), keep=2)
+        await checkpoints.save(state, learner)
+        version = checkpoints.newest_version()  # None without a checkpoint
+        state = checkpoints.load(version, images_of=lambda sample_id: (samples[sample_id].image,))
+        await learner.load_checkpoint(checkpoints.learner_folder(version))
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], keep: int) -> None:
+        self._folder, self._settings, self._keep = folder, settings, keep
+
+    def newest_version(self) -> int | None:
+        """The version of the newest complete checkpoint."""
+        return max(self._versions(), default=None)
+
+    def learner_folder(self, version: int) -> str:
+        """Where the learner's files of a checkpoint are."""
+        return str(self._path(version) / LEARNER)
+
+    async def save(self, state: RunState, learner: LearnerFiles) -> None:
+        """Write the state and the learner, which must hold `state.version`. A version that is there stays as it is."""
+        path = self._path(state.version)
+        if path.exists():
+            return
+        part = path.with_name(f".{path.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        await learner.save_checkpoint(str(part / LEARNER), {"version": state.version})
+        await asyncio.to_thread(self._complete, part, path, state)
+        log.info("checkpoint of step %d with %d scored groups: %s", state.version, len(state.groups), path)
+
+    def load(self, version: int, images_of: Callable[[str], tuple[bytes, ...]]) -> RunState:
+        """The state of a checkpoint; `images_of` gives the encoded images of a sample's prompt.
+
+        Raises `CheckpointError` naming the file that is damaged or the settings that differ.
+        """
+        path = self._path(version)
+        try:
+            saved = json.loads((path / STATE).read_text(encoding="utf-8"))
+            refuse_other_settings(saved["settings"], self._settings, str(path))
+            self._check_files(path, saved["files"])
+            if _digest((path / GROUPS,)) != saved["groups_digest"]:
+                raise self._damaged(path / GROUPS, "its bytes are not those that were written")
+            state = RunState(saved["ledger"], saved["record"], _read_groups(path / GROUPS, images_of))
+            if saved["format"] != FORMAT or state.version != version:
+                raise self._damaged(path / STATE, f"format {saved['format']}, version {state.version}")
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise self._damaged(path / STATE, repr(error)) from error
+        if state.groups.keys() != state.ledger["scored"].keys():
+            raise self._damaged(path / GROUPS, "its groups are not those that the ledger has as scored")
+        return state
+
+    def clear(self) -> None:
+        """Remove every checkpoint."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def clean(self) -> None:
+        """Remove what a killed run did not complete."""
+        for part in self._folder.glob(".step-*"):
+            shutil.rmtree(part)
+
+    def _complete(self, part: Path, path: Path, state: RunState) -> None:
+        _write_groups(part / GROUPS, state.groups.values())
+        saved = {
+            "format": FORMAT,
+            "ledger": state.ledger,
+            "record": state.record,
+            "groups_digest": _digest((part / GROUPS,)),
+            "files": {str(file.relative_to(part)): file.stat().st_size for file in _files(part)},
+            "settings": self._settings,
+        }
+        write_json(part / STATE, saved)
+        for entry in (*part.rglob("*"), part):
+            _flush(entry)
+        part.rename(path)
+        _flush(self._folder)
+        for version in sorted(self._versions())[: -self._keep]:
+            shutil.rmtree(self._path(version))
+
+    def _check_files(self, path: Path, sizes: Mapping[str, int]) -> None:
+        for name, size in sizes.items():
+            found = (path / name).stat().st_size if (path / name).is_file() else None
+            if found != size:
+                raise self._damaged(path / name, "missing" if found is None else f"{found} bytes of {size}")
+
+    def _damaged(self, file: Path, why: str) -> CheckpointError:
+        return CheckpointError(
+            f"{file}: damaged ({why}); remove the folder {self._path_of(file)} to continue from the checkpoint before "
+            "it, or set resume=false to start over"
+        )
+
+    def _path_of(self, file: Path) -> Path:
+        return self._folder / file.relative_to(self._folder).parts[0]
+
+    def _path(self, version: int) -> Path:
+        return self._folder / f"step-{version:06d}"
+
+    def _versions(self) -> list[int]:
+        return [int(path.name.removeprefix("step-")) for path in self._folder.glob("step-*")]
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+def run_settings(config: GrpoConfig, samples: Iterable[Sample]) -> dict[str, Any]:
+    """What must stay the same while a run is continued: {"group_size": 8, ..., "contents of policy": "9f86d0..."}.
+
+    `config.policy` must be a folder. Its files and the samples count by their contents.
+    """
+    flat = {
+        key: value
+        for key, value in _flat("", asdict(config))
+        if not any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
+    }
+    contents = {
+        "contents of policy": _digest(_files(Path(config.policy))),
+        "contents of data": _digest_samples(samples),
+    }
+    return json.loads(json.dumps(flat | contents))
+
+
+def refuse_other_settings(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+    """Raise `CheckpointError` naming the settings in which a run differs from the one found at `where`."""
+    changed = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
+    if changed:
+        named = "; ".join(f"{key} = {now.get(key)!r}, was {saved.get(key)!r}" for key in changed[:MAX_NAMED_KEYS])
+        more = f"; and {len(changed) - MAX_NAMED_KEYS} more" if len(changed) > MAX_NAMED_KEYS else ""
+        raise CheckpointError(
+            f"{where} is of a run with other settings ({named}{more}): set them back to continue it, choose another "
+            "output, or set resume=false to start over, which removes its checkpoints"
+        )
+
+
+def _flat(prefix: str, block: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    for name, value in block.items():
+        if isinstance(value, Mapping):
+            yield from _flat(f"{prefix}{name}.", value)
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _digest(files: Iterable[Path]) -> str:
+    whole = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+def _digest_samples(samples: Iterable[Sample]) -> str:
+    whole = hashlib.sha256()
+    for sample in samples:
+        whole.update(repr((sample.sample_id, sample.question, sample.answer, sample.boxes)).encode())
+        for image in (sample.image, sample.depth_image):
+            whole.update(hashlib.sha256(image).digest())
+    return whole.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+_IDS, _FLOATS, _PAIRS = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.list_(pa.list_(pa.int32()))
+_ROLLOUT = pa.struct(
+    [
+        ("token_ids_T", _IDS),
+        ("logprobs_T", _FLOATS),
+        ("version_spans", _PAIRS),
+        ("finish_reason", pa.string()),
+        ("text", pa.string()),
+    ]
+)
+GROUP_SCHEMA = pa.schema(
+    [
+        ("ticket_id", pa.string()),
+        ("sample_id", pa.string()),
+        ("prompt_token_ids_P", _IDS),
+        ("image_grid_thw", _PAIRS),
+        ("rollouts", pa.list_(_ROLLOUT)),
+        ("rewards_G", _FLOATS),
+        ("terms_G", pa.map_(pa.string(), _FLOATS)),
+    ]
+)
+"""Columns of groups.parquet: the fields of `ScoredGroup` and what is inside it, without the images."""
+
+
+def _write_groups(path: Path, groups: Iterable[ScoredGroup]) -> None:
+    pq.write_table(pa.Table.from_pylist([_to_row(scored) for scored in groups], schema=GROUP_SCHEMA), path)
+
+
+def _to_row(scored: ScoredGroup) -> dict[str, Any]:
+    group = scored.group
+    return {
+        "ticket_id": group.ticket_id,
+        "sample_id": group.sample_id,
+        "prompt_token_ids_P": group.prompt_token_ids_P,
+        "image_grid_thw": [list(grid) for grid in group.image_grid_thw],
+        "rollouts": [
+            {name: getattr(rollout, name) for name in ("token_ids_T", "logprobs_T", "finish_reason", "text")}
+            | {"version_spans": [list(span) for span in rollout.version_spans]}
+            for rollout in group.rollouts
+        ],
+        "rewards_G": scored.rewards_G,
+        "terms_G": list(scored.terms_G.items()),
+    }
+
+
+def _read_groups(path: Path, images_of: Callable[[str], tuple[bytes, ...]]) -> dict[str, ScoredGroup]:
+    rows = pq.read_table(path, schema=GROUP_SCHEMA).to_pylist()
+    return {row["ticket_id"]: _from_row(row, images_of(row["sample_id"])) for row in rows}
+
+
+def _from_row(row: dict[str, Any], images: tuple[bytes, ...]) -> ScoredGroup:
+    group = RolloutGroup(
+        ticket_id=row["ticket_id"],
+        sample_id=row["sample_id"],
+        prompt_token_ids_P=np.asarray(row["prompt_token_ids_P"], np.int32),
+        images=images,
+        image_grid_thw=tuple((time, height, width) for time, height, width in row["image_grid_thw"]),
+        rollouts=tuple(_rollout(saved) for saved in row["rollouts"]),
+    )
+    terms_G = {name: np.asarray(values, np.float32) for name, values in row["terms_G"]}
+    return ScoredGroup(group, np.asarray(row["rewards_G"], np.float32), terms_G)
+
+
+def _rollout(saved: dict[str, Any]) -> Rollout:
+    return Rollout(
+        token_ids_T=np.asarray(saved["token_ids_T"], np.int32),
+        logprobs_T=np.asarray(saved["logprobs_T"], np.float32),
+        version_spans=tuple((version, count) for version, count in saved["version_spans"]),
+        finish_reason=saved["finish_reason"],
+        text=saved["text"],
+    )
