@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from types import FrameType
 
 from sif_ray import config as configuration
-from sif_ray.config import ConfigError
+from sif_ray.config import ConfigError, GrpoConfig, QuickstartConfig, StageConfig
+from sif_ray.resources.plan import describe, make_plan
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
     try:
         config = configuration.load(name, options.config, options.overrides)
         if options.dry_run:
-            print(configuration.to_yaml(config).rstrip(), configuration.describe(config), sep="\n\n")
+            print("\n\n".join([configuration.to_yaml(config).rstrip(), configuration.describe(config), *plans(config)]))
             return DONE
         with sigterm_interrupts():
             importlib.import_module(JOBS[name].module).run(config)
@@ -85,6 +86,13 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
         log.exception("sif-ray %s failed", name)
         return FAILED
     return DONE
+
+
+def plans(config: StageConfig) -> Iterator[str]:
+    """What a dry run prints below the settings. Raises `ConfigError` for a plan that cannot work."""
+    grpo = config.grpo if isinstance(config, QuickstartConfig) else config
+    if isinstance(grpo, GrpoConfig):
+        yield describe(grpo, make_plan(grpo))
 
 
 def job_parser(name: str) -> argparse.ArgumentParser:

@@ -14,15 +14,18 @@ import pytest
 import yaml
 
 from sif_ray import cli
-from sif_ray.config import ConfigError
+from sif_ray.config import ConfigError, load
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 HEAVY = "{'torch', 'ray', 'vllm', 'deepspeed', 'transformers'}"
 
 
 def stage_of(config: Path) -> str:
-    """The job a shipped configuration is for: its name starts with the job's, real photographs are generated from."""
+    """The job a shipped configuration is for: its name starts with the job's, real photographs are generated from, and
+    the published method is GRPO."""
+    if config.parent.name == "published":
+        return "grpo"
     return next((name for name in cli.JOBS if config.stem.startswith(name)), "generate")
 
 
@@ -133,6 +136,66 @@ def test_every_shipped_configuration_dry_runs(config: Path, capsys: pytest.Captu
     resolved, _, plan = capsys.readouterr().out.partition("\n\n")
     assert isinstance(yaml.safe_load(resolved), dict)
     assert plan.strip()
+
+
+PUBLISHED = [path for path in CONFIGS if path.parent.name == "published"]
+
+
+@pytest.mark.parametrize("config", PUBLISHED, ids=lambda path: path.stem)
+def test_a_published_configuration_is_planned_without_data_checkpoint_or_gpu(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["grpo", "--config", str(config), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    size = config.stem[:2]
+    nodes, ranks, engines = {
+        "as-released": (1, 2, 6),
+        "split": (1, 4, 4),
+        "colocated": (1, 8, 8),
+        "two-nodes": (2, 8, 8),
+    }[config.stem[3:]]
+    assert f"Placement ({nodes} x 8 GPUs, " in shown
+    assert shown.count("learner ") >= ranks and f"learner {ranks - 1} (" in shown and f"learner {ranks} (" not in shown
+    assert f"engine {engines - 1} (" in shown and f"engine {engines} (" not in shown
+    assert ("learner 7 (1 CPU, 0.5 GPU) + engine 7 (1 CPU, 0.5 GPU)" in shown) == config.stem.endswith("colocated")
+    assert f"shape: qwen2.5-vl-{size}, by the policy's name" in shown
+    assert "of 80 GiB" in shown and "sequences of" in shown
+    assert "data: data/sif" in shown and shown.count("is not found here") == 2
+    assert "lora.rank = 64  (default 0)" in shown
+
+
+def test_the_released_hyper_parameters_are_those_of_the_released_run() -> None:
+    config = load("grpo", str(ROOT / "configs/published/7b-as-released.yaml"))
+    assert config.profile == "published" and config.epochs == 1 and config.group_size == 8
+    assert config.groups_per_step * config.group_size == 16  # completions a step
+    assert (config.learner.learning_rate, config.learner.lr_schedule, config.learner.weight_decay) == (
+        1e-5,
+        "linear",
+        0,
+    )
+    assert (config.learner.lora.rank, config.learner.lora.alpha, config.learner.lora.dropout) == (64, 128, 0.05)
+    assert config.learner.zero_stage == 3 and config.learner.gradient_checkpointing and config.learner.freeze_vision
+    objective, sampling = config.objective, config.sampling
+    assert (objective.kl_beta, objective.clip_low, objective.clip_high) == (0.04, 0.2, 0.2)
+    assert (objective.advantage_norm, objective.loss_mean, objective.updates_per_batch) == ("std", "sequence", 1)
+    assert (sampling.temperature, sampling.top_k, sampling.max_tokens) == (1.0, 50, 2048)
+    weights = config.rewards
+    assert [weights.format, weights.answer, weights.box, weights.depth, weights.search, weights.binary] == [
+        1,
+        1,
+        1,
+        1,
+        0,
+        0,
+    ]
+    assert not weights.gate_depth_by_iou
+
+
+def test_a_plan_that_cannot_work_is_status_2_in_a_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(ROOT / "configs/published/7b-split.yaml")
+    assert cli.main(["grpo", "--config", config, "--dry-run", "num_engines=5"]) == 2
+    assert "9 GPUs (4 learner ranks + 5 engines x 1)" in capsys.readouterr().err
 
 
 def test_a_dry_run_imports_nothing_heavy() -> None:
