@@ -57,13 +57,13 @@ class EngineConfig:
 
     max_model_len: int = 4096
     max_num_seqs: int = 64
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: int = 1  # workers of the engine, all on one machine; each has a share of every layer
     kv_cache_gib: float = 1.0  # CPU only; on GPU vLLM takes gpu_memory_utilization
     gpu_memory_utilization: float = 0.85
     enforce_eager: bool = True
     num_cpus: float = 1.0  # logical CPUs of the Ray actor
-    num_gpus: float = 0.0
-    threads: int = 1  # OMP threads of the engine process on a CPU
+    num_gpus: float = 0.0  # of the Ray actor; tensor_parallel_size on GPUs, a fraction where a learner shares the GPU
+    threads: int = 1  # OMP threads of each worker on a CPU
 
 
 @dataclass
@@ -404,6 +404,7 @@ _CHECKS: dict[type[Any], list[_Check]] = {
         ("tensor_parallel_size", lambda v: v >= 1, "must be at least 1"),
         ("kv_cache_gib", lambda v: v > 0, "must be positive"),
         ("gpu_memory_utilization", lambda v: 0 < v <= 1, "must lie in (0, 1]"),
+        ("num_gpus", lambda v: v >= 0, "must be 0 (CPUs) or more"),
         ("threads", lambda v: v >= 1, "must be at least 1"),
     ],
     LoraConfig: [
@@ -525,6 +526,16 @@ def _generate_relations(config: GenerateConfig) -> Iterator[str]:
         )
 
 
+def _engine_relations(config: EngineConfig) -> Iterator[str]:
+    """The workers of an engine are processes of its Ray actor and see the GPUs that Ray gives to that actor."""
+    size, gpus = config.tensor_parallel_size, config.num_gpus
+    if gpus > 0 and gpus != size and (size > 1 or gpus > 1):
+        yield (
+            f"num_gpus = {gpus:g} with tensor_parallel_size = {size}: an engine has one GPU for each of its workers; "
+            "set both to the same number, num_gpus to a fraction for one worker on a shared GPU, or to 0 for CPUs"
+        )
+
+
 def _grpo_relations(config: GrpoConfig) -> Iterator[str]:
     engine, learner = config.engine, config.learner
     if config.groups_per_step < learner.num_ranks:
@@ -551,6 +562,7 @@ def _grpo_relations(config: GrpoConfig) -> Iterator[str]:
 
 
 _RELATIONS: dict[type[Any], Callable[[Any], Iterator[str]]] = {
+    EngineConfig: _engine_relations,
     GenerateConfig: _generate_relations,
     GrpoConfig: _grpo_relations,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -28,7 +29,7 @@ from sif_ray.rollout.weights import ByteArray, Receipt, WeightUpdate
 if TYPE_CHECKING:
     from vllm.config.model import ModelDType
 
-    from sif_ray.rollout.vllm_client import Completion, VllmClient
+    from sif_ray.rollout.vllm_client import Completion, Counters, VllmClient
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,11 @@ class RolloutEngine:
     def version(self) -> int:
         """Policy version that generates now."""
         return self._version
+
+    def counters(self) -> Counters:
+        """What the engine has computed since it started, e.g. how many prompt tokens its caches saved."""
+        client, _ = self._started()
+        return dataclasses.replace(client.counters)
 
     async def start(self) -> None:
         """Start vLLM's processes and load the checkpoint: 15 to 30 s on a CPU. Raises for a policy it cannot update."""
@@ -244,6 +250,6 @@ def _refuse_tied_embeddings(model: str) -> None:
     config = transformers.AutoConfig.from_pretrained(model)
     if config.get_text_config().tie_word_embeddings or config.tie_word_embeddings:
         raise WeightSyncError(
-            f"{model}: tie_word_embeddings is true, and vLLM on a CPU would keep a packed copy of the old output "
-            "embedding after a weight update; use a checkpoint with untied embeddings, or a GPU"
+            f"lm_head.weight is tied to the input embedding in {model} (tie_word_embeddings), and vLLM on a CPU would "
+            "keep a packed copy of the old one after a weight update; use a checkpoint with untied embeddings, or a GPU"
         )

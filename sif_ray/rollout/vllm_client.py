@@ -28,6 +28,8 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm.v1.metrics.stats import IterationStats
 
 from sif_ray.config import EngineConfig, SamplingConfig
 from sif_ray.records import FloatArray, IntArray
@@ -39,7 +41,7 @@ from sif_ray.rollout.transfer import BACKEND, WORKER_EXTENSION
 logger = logging.getLogger(__name__)
 
 CPU_BLOCK_TOKENS = 32  # of the prefix cache; vLLM's own 128 on a CPU is longer than most prompts of a small policy
-FORBIDDEN_LOGIT_BIAS = -100.0  # the lowest vLLM takes; leaves a probability of zero in float32
+FORBIDDEN_LOGIT_BIAS = -100.0  # the lowest of vLLM's API; at temperature 1 a probability of zero in float32
 CPU_BATCH_TOKENS = 8192  # of one step, and of the images encoded in it
 SHUTDOWN_TIMEOUT_S = 10.0
 
@@ -52,6 +54,36 @@ class Completion:
     logprobs_T: FloatArray
     version_spans: tuple[tuple[int, int], ...]
     finish_reason: str
+
+
+@dataclass
+class Counters:
+    """What an engine has done since it started."""
+
+    prompt_tokens: int = 0  # of all requests, each of a group's G counted
+    computed_prompt_tokens: int = 0  # the part that no cache held
+    generated_tokens: int = 0
+    preempted_requests: int = 0  # their tokens are computed again: every update does this to what is running
+
+
+class _CounterLogger(StatLoggerBase):
+    """vLLM's statistics of every step, added up."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+
+    def record(
+        self, scheduler_stats: Any, iteration_stats: IterationStats | None, *others: Any, **more_others: Any
+    ) -> None:
+        if iteration_stats is not None:
+            prompts = iteration_stats.prompt_token_stats
+            self._counters.prompt_tokens += prompts.total
+            self._counters.computed_prompt_tokens += prompts.computed
+            self._counters.generated_tokens += iteration_stats.num_generation_tokens
+            self._counters.preempted_requests += iteration_stats.num_preempted_reqs
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say."""
 
 
 def on_cpu() -> bool:
@@ -95,11 +127,14 @@ class VllmClient:
             logprobs_mode="processed_logprobs",
             weight_transfer_config=WeightTransferConfig(backend=BACKEND),
             worker_extension_cls=WORKER_EXTENSION,
-            disable_log_stats=True,
+            disable_log_stats=True,  # vLLM's own loggers; ours counts
             **arguments,
         )
         self._num_workers = config.tensor_parallel_size
-        self._llm = AsyncLLM.from_engine_args(engine_args)
+        self.counters = Counters()
+        self._llm = AsyncLLM.from_engine_args(
+            engine_args, stat_loggers=[lambda vllm_config, index: _CounterLogger(self.counters)]
+        )
         self._processes = _engine_processes(self._llm)
 
     async def open(self, version: int) -> None:
