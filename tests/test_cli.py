@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from sif_ray import cli
-from sif_ray.config import ConfigError, load
+from sif_ray.config import ConfigError, RewardConfig, load
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -139,6 +139,8 @@ def test_every_shipped_configuration_dry_runs(config: Path, capsys: pytest.Captu
 
 
 PUBLISHED = [path for path in CONFIGS if path.parent.name == "published"]
+# machines, learner ranks, engines
+PUBLISHED_LAYOUTS = {"as-released": (1, 2, 6), "split": (1, 4, 4), "colocated": (1, 8, 8), "two-nodes": (2, 8, 8)}
 
 
 @pytest.mark.parametrize("config", PUBLISHED, ids=lambda path: path.stem)
@@ -149,12 +151,7 @@ def test_a_published_configuration_is_planned_without_data_checkpoint_or_gpu(
     assert cli.main(["grpo", "--config", str(config), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     size = config.stem[:2]
-    nodes, ranks, engines = {
-        "as-released": (1, 2, 6),
-        "split": (1, 4, 4),
-        "colocated": (1, 8, 8),
-        "two-nodes": (2, 8, 8),
-    }[config.stem[3:]]
+    nodes, ranks, engines = PUBLISHED_LAYOUTS[config.stem[3:]]
     assert f"Placement ({nodes} x 8 GPUs, " in shown
     assert shown.count("learner ") >= ranks and f"learner {ranks - 1} (" in shown and f"learner {ranks} (" not in shown
     assert f"engine {engines - 1} (" in shown and f"engine {engines} (" not in shown
@@ -169,27 +166,14 @@ def test_the_released_hyper_parameters_are_those_of_the_released_run() -> None:
     config = load("grpo", str(ROOT / "configs/published/7b-as-released.yaml"))
     assert config.profile == "published" and config.epochs == 1 and config.group_size == 8
     assert config.groups_per_step * config.group_size == 16  # completions a step
-    assert (config.learner.learning_rate, config.learner.lr_schedule, config.learner.weight_decay) == (
-        1e-5,
-        "linear",
-        0,
-    )
-    assert (config.learner.lora.rank, config.learner.lora.alpha, config.learner.lora.dropout) == (64, 128, 0.05)
-    assert config.learner.zero_stage == 3 and config.learner.gradient_checkpointing and config.learner.freeze_vision
-    objective, sampling = config.objective, config.sampling
+    learner, objective, sampling = config.learner, config.objective, config.sampling
+    assert (learner.learning_rate, learner.lr_schedule, learner.weight_decay) == (1e-5, "linear", 0)
+    assert (learner.lora.rank, learner.lora.alpha, learner.lora.dropout) == (64, 128, 0.05)
+    assert learner.zero_stage == 3 and learner.gradient_checkpointing and learner.freeze_vision
     assert (objective.kl_beta, objective.clip_low, objective.clip_high) == (0.04, 0.2, 0.2)
     assert (objective.advantage_norm, objective.loss_mean, objective.updates_per_batch) == ("std", "sequence", 1)
     assert (sampling.temperature, sampling.top_k, sampling.max_tokens) == (1.0, 50, 2048)
-    weights = config.rewards
-    assert [weights.format, weights.answer, weights.box, weights.depth, weights.search, weights.binary] == [
-        1,
-        1,
-        1,
-        1,
-        0,
-        0,
-    ]
-    assert not weights.gate_depth_by_iou
+    assert config.rewards == RewardConfig()  # the four terms at weight 1, no gate
 
 
 def test_a_plan_that_cannot_work_is_status_2_in_a_dry_run(capsys: pytest.CaptureFixture[str]) -> None:

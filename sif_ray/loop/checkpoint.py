@@ -47,7 +47,7 @@ MAY_CHANGE = frozenset(
         *("resume", "checkpoint_every", "checkpoints_kept"),
         *("num_engines", "num_reward_workers", "lease_timeout_s", "parity_every", "parity_alarm"),
         *("learner.num_cpus_per_rank", "learner.num_gpus_per_rank", "learner.threads"),
-        *("engine", "ray"),
+        *("engine", "placement", "ray"),
     }
 )
 """Keys and blocks of `GrpoConfig` that say how a run is carried out, not what comes out of it. All others must agree

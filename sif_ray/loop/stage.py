@@ -10,15 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray
-
-from sif_ray.config import ConfigError, GrpoConfig
+from sif_ray.config import ConfigError, GrpoConfig, validate
 from sif_ray.datagen.dataset import read_samples
 from sif_ray.judge.factory import check_judge
 from sif_ray.learner.actor import LearnerGroup
 from sif_ray.loop.evaluation import choose
 from sif_ray.loop.grpo import GrpoLoop
 from sif_ray.loop.ledger import Ledger
+from sif_ray.loop.reservation import Reservation, reserved
 from sif_ray.loop.reward_actor import RewardActor
 from sif_ray.loop.workers import ActorFactory
 from sif_ray.method.progress import ProgressRecord
@@ -26,12 +25,11 @@ from sif_ray.observe.progress import Progress
 from sif_ray.observe.run_folder import RunFolder
 from sif_ray.policy.model import resolve_model
 from sif_ray.records import Sample
+from sif_ray.resources.plan import make_plan
 from sif_ray.rollout.actor import RolloutActor
 from sif_ray.runtime import ray_session
 
 log = logging.getLogger(__name__)
-
-REWARD_CPUS = 1.0  # logical, per reward worker
 
 
 def run(config: GrpoConfig) -> None:
@@ -41,8 +39,11 @@ def run(config: GrpoConfig) -> None:
     An earlier run in the same folder is overwritten. Raises `ConfigError` for a request that cannot work, before
     anything is started, and the first error of any part of the loop.
     """
+    validate(config)
+    plan = make_plan(config)
     samples = _read(config, config.split)
-    _check_plan(config, len(samples))
+    if round(config.epochs * len(samples)) == 0:
+        raise ConfigError(f"epochs = {config.epochs:g} of {len(samples)} prompts is no prompt at all; raise it")
     eval_samples = (
         choose(_read(config, config.eval_split), config.eval_samples, config.seed) if config.eval_every else []
     )
@@ -51,9 +52,12 @@ def run(config: GrpoConfig) -> None:
     folder = RunFolder(Path(config.output).resolve(), config)  # absolute: actors may have another working directory
     for name in ("metrics.jsonl", "timeline.jsonl"):  # they are appended to
         (folder.path / name).unlink(missing_ok=True)
-    with ray_session(config.ray):
-        _check_resources(config, ray.cluster_resources())
-        asyncio.run(_run(replace(config, policy=policy), samples, eval_samples, folder))
+    can_grow = config.ray.address != "local"
+    with (
+        ray_session(config.ray),
+        reserved(plan.layout, timeout_s=config.placement.timeout_s, can_grow=can_grow) as room,
+    ):
+        asyncio.run(_run(replace(config, policy=policy), samples, eval_samples, folder, room))
     log.info("the policy is in %s", folder.path / "checkpoint")
 
 
@@ -72,11 +76,15 @@ def make_ledger(config: GrpoConfig, sample_ids: list[str]) -> Ledger:
 
 
 async def _run(
-    config: GrpoConfig, samples: Mapping[str, Sample], eval_samples: Sequence[Sample], folder: RunFolder
+    config: GrpoConfig,
+    samples: Mapping[str, Sample],
+    eval_samples: Sequence[Sample],
+    folder: RunFolder,
+    room: Reservation,
 ) -> None:
     ledger = make_ledger(config, list(samples))
     record = ProgressRecord(config.profile)
-    learner = LearnerGroup(config)
+    learner = LearnerGroup(config, room.options)
     metrics, timeline = folder.metrics(), folder.timeline()
     try:
         total_steps = ledger.num_steps * config.objective.updates_per_batch
@@ -86,8 +94,8 @@ async def _run(
                 samples,
                 ledger,
                 record,
-                engines=_engine_factory(config),
-                scorers=_scorer_factory(config, folder),
+                engines=_engine_factory(config, room),
+                scorers=_scorer_factory(config, folder, room),
                 learner=learner,
                 metrics=metrics,
                 timeline=timeline,
@@ -105,9 +113,9 @@ async def _run(
         learner.shutdown()
 
 
-def _engine_factory(config: GrpoConfig) -> ActorFactory:
+def _engine_factory(config: GrpoConfig, room: Reservation) -> ActorFactory:
     def make(name: str) -> Any:
-        return RolloutActor.options(num_cpus=config.engine.num_cpus, num_gpus=config.engine.num_gpus).remote(
+        return RolloutActor.options(**room.options(name)).remote(
             config.policy,
             config.engine,
             config.prompt,
@@ -119,9 +127,11 @@ def _engine_factory(config: GrpoConfig) -> ActorFactory:
     return ActorFactory(make, start="start", shutdown="shutdown")
 
 
-def _scorer_factory(config: GrpoConfig, folder: RunFolder) -> ActorFactory:
-    actor = RewardActor.options(num_cpus=REWARD_CPUS)
-    return ActorFactory(lambda name: actor.remote(config, str(folder.path), name.replace(" ", "-")))
+def _scorer_factory(config: GrpoConfig, folder: RunFolder, room: Reservation) -> ActorFactory:
+    def make(name: str) -> Any:
+        return RewardActor.options(**room.options(name)).remote(config, str(folder.path), name.replace(" ", "-"))
+
+    return ActorFactory(make)
 
 
 # --- checks before anything is started -------------------------------------------------------------------------------
@@ -137,16 +147,6 @@ def _read(config: GrpoConfig, split: str) -> dict[str, Sample]:
     return samples
 
 
-def _check_plan(config: GrpoConfig, num_prompts: int) -> None:
-    if round(config.epochs * num_prompts) == 0:
-        raise ConfigError(f"epochs = {config.epochs:g} of {num_prompts} prompts is no prompt at all; raise it")
-    if config.groups_per_step < config.learner.num_ranks:
-        raise ConfigError(
-            f"groups_per_step ({config.groups_per_step}) is below learner.num_ranks ({config.learner.num_ranks}); "
-            "raise it, so that every rank has a group to train on"
-        )
-
-
 def _find_policy(config: GrpoConfig) -> str:
     try:
         folder = Path(resolve_model(config.policy)).resolve()
@@ -158,24 +158,3 @@ def _find_policy(config: GrpoConfig) -> str:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"policy = {config.policy!r}: {folder} has no config.json; name a Hugging Face checkpoint")
     return str(folder)
-
-
-def _check_resources(config: GrpoConfig, total: Mapping[str, float]) -> None:
-    """On a cluster of fixed size: actors that do not fit would wait forever."""
-    if config.ray.address != "local":
-        return
-    learner, engine = config.learner, config.engine
-    cpus = {
-        "learner": learner.num_ranks * learner.num_cpus_per_rank,
-        "engines": config.num_engines * engine.num_cpus,
-        "reward workers": config.num_reward_workers * REWARD_CPUS,
-    }
-    gpus = {"learner": learner.num_ranks * learner.num_gpus_per_rank, "engines": config.num_engines * engine.num_gpus}
-    for resource, needs in (("CPU", cpus), ("GPU", gpus)):
-        needed, found = sum(needs.values()), total.get(resource, 0.0)
-        if needed > found:
-            parts = " + ".join(f"{count:g} {part}" for part, count in needs.items())
-            raise ConfigError(
-                f"{needed:g} logical {resource}s ({parts}) exceed the {found:g} of the cluster; start fewer actors or "
-                "raise ray.num_cpus"
-            )

@@ -125,7 +125,7 @@ def test_three_steps_with_real_engine_and_learner(ray_local, dataset, tmp_path):
         ({"policy": "runs/no/such/checkpoint"}, "policy = 'runs/no/such/checkpoint'"),
         ({"epochs": 0.01}, "epochs = 0.01"),
         ({"groups_per_step": 1, "learner": LearnerConfig(num_ranks=2)}, "groups_per_step"),
-        ({"num_engines": 40}, r"42 logical CPUs \(1 learner \+ 40 engines \+ 1 reward workers\) exceed the 4"),
+        ({"num_engines": 40}, r"42 logical CPUs \(1 learner \+ 40 engine \+ 1 reward\) exceed the 4"),
     ],
 )
 def test_impossible_request_is_refused_before_anything_starts(ray_local, dataset, tmp_path, changes, message):
