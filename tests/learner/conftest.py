@@ -23,6 +23,22 @@ def tiny_policy() -> str:
 
 
 @pytest.fixture(scope="session")
+def fresh_policy(tiny_policy: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny policy before any training: every token about equally likely, and float32 exact to 1e-6."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    from sif_ray.policy.model import save_policy
+
+    folder = str(tmp_path_factory.mktemp("fresh") / "policy")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(tiny_policy))
+    save_policy(model, tiny_policy, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def process_group_of_one() -> Iterator[None]:
     """Engines in the test process share one group of one: DeepSpeed keeps its groups and would not know a second."""
     import torch.distributed as dist
