@@ -69,7 +69,7 @@ class CompletionLog:
 
     Of a run longer than `MAX_PICTURES` / 2 steps, evenly spread steps get pictures. "picture" is null in other lines.
 
-    Example: `CompletionLog(folder, samples, num_steps=150).log(3, groups)`.
+    Example: `CompletionLog(folder, samples, num_steps=150).keep(3, groups)`.
     """
 
     def __init__(self, folder: Path, samples: Mapping[str, Sample], num_steps: int) -> None:
@@ -80,7 +80,7 @@ class CompletionLog:
         (folder / "completions").mkdir(exist_ok=True)
         self._background = Background("drawing of completions", MAX_STEPS_BEHIND)
 
-    def log(self, step: int, groups: Sequence[ScoredGroup]) -> None:
+    def keep(self, step: int, groups: Sequence[ScoredGroup]) -> None:
         """Keep the best and the worst completion of `groups`, the batch of `step`. Returns at once."""
         for role, completion in zip(("best", "worst"), best_and_worst(groups), strict=True):
             self._background.submit(self._write, step, role, completion)

@@ -20,7 +20,7 @@ class Progress:
     """Counts finished units and shows how many, how fast, how long still, and values worth watching.
 
     `total` None = unknown: no time left is shown. `every_s` is the least time between two log lines when stderr is no
-    terminal.
+    terminal. `done` units were done before and do not count for the rate.
 
     Example:
         with Progress("GRPO", total=150, unit="steps") as progress:
@@ -35,8 +35,10 @@ class Progress:
         unit: str = "items",
         every_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
+        done: int = 0,
     ) -> None:
-        self.title, self.total, self.unit, self.count = title, total, unit, 0
+        self.title, self.total, self.unit, self.count = title, total, unit, done
+        self._done_before = done
         self._every_s, self._clock = every_s, clock
         self._values: dict[str, Any] = {}
         self._bar: Any = None
@@ -44,10 +46,10 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._started_s = self._told_s = self._clock()
-        self._marks: deque[tuple[float, int]] = deque([(self._started_s, 0)])
+        self._marks: deque[tuple[float, int]] = deque([(self._started_s, self.count)])
         if sys.stderr.isatty():
             self._bar = _terminal_bar()
-            self._task = self._bar.add_task(self.title, total=self.total, told="")
+            self._task = self._bar.add_task(self.title, total=self.total, completed=self.count, told="")
             self._bar.start()
         return self
 
@@ -90,8 +92,9 @@ class Progress:
             self._bar.stop()
         if kind is None:
             took_s = self._clock() - self._started_s
-            rate = format_rate(self.count / took_s if took_s > 0 else 0.0, self.unit)
-            log.info("%s: %d %s in %s, %s", self.title, self.count, self.unit, format_seconds(took_s), rate)
+            count = self.count - self._done_before
+            rate = format_rate(count / took_s if took_s > 0 else 0.0, self.unit)
+            log.info("%s: %d %s in %s, %s", self.title, count, self.unit, format_seconds(took_s), rate)
 
 
 def track(items: Iterable[Item], title: str, total: int | None = None, unit: str = "items") -> Iterator[Item]:

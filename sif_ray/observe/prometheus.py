@@ -16,9 +16,9 @@ SUMMED = {"sync_bytes": "sif_ray_synced_bytes"}  # values of a step that are als
 
 
 class Prometheus:
-    """`reward/box` is the gauge `sif_ray_reward{of="box"}`, `entropy` the gauge `sif_ray_entropy`; `staleness/2` = 3
-    puts three tokens, groups or whatever the caller counts at 2 in the histogram `sif_ray_staleness`; the counters are
-    `sif_ray_steps` and those of `SUMMED`. Every series has the label `run`.
+    """`reward/box` is the gauge `sif_ray_reward{of="box"}`, `entropy` the gauge `sif_ray_entropy`; of the shares
+    `staleness/0`, `staleness/1`, ... every step adds 100 observations to the histogram `sif_ray_staleness`; the counters
+    are `sif_ray_steps` and those of `SUMMED`. Every series has the label `run`.
 
     Needs a running Ray from the first `log` on.
     """
@@ -39,7 +39,7 @@ class Prometheus:
         for name, value in values.items():
             family, _, of = name.partition("/")
             if family == "staleness" and of.isdigit():
-                for _ in range(int(value)):
+                for _ in range(round(100 * value)):
                     self._staleness.observe(float(of), self._labels)
             elif math.isfinite(value):
                 self._gauge(family).set(value, self._labels | {"of": of})

@@ -46,7 +46,7 @@ def test_lines_and_pictures_are_written(samples, tmp_path):
     good = answer_text(sample, np.random.default_rng(0), noise=0.01, right=True)
     log = CompletionLog(tmp_path, samples, num_steps=2)
     for step in (1, 2):
-        log.log(step, [scored_group(sample, [good], [3.0]), scored_group(other, ["no trace <area>"], [0.0])])
+        log.keep(step, [scored_group(sample, [good], [3.0]), scored_group(other, ["no trace <area>"], [0.0])])
     log.close()
     lines = read_completions(tmp_path)
     assert [(line["step"], line["role"]) for line in lines] == [(1, "best"), (1, "worst"), (2, "best"), (2, "worst")]
@@ -62,7 +62,7 @@ def test_a_step_logged_again_replaces_the_first(samples, tmp_path):
     sample = next(iter(samples.values()))
     for text in ("before the crash", "after it"):
         log = CompletionLog(tmp_path, samples, num_steps=1)
-        log.log(1, [scored_group(sample, [text], [1.0])])
+        log.keep(1, [scored_group(sample, [text], [1.0])])
         log.close()
     assert [line["text"] for line in read_completions(tmp_path)] == ["after it", "after it"]
 
@@ -114,7 +114,7 @@ def test_the_disk_is_bounded_and_the_loop_does_not_wait(samples, tmp_path, monke
     group = scored_group(sample, [long] * 8, list(np.linspace(0, 3, 8)))
     started_s = time.perf_counter()
     for step in range(1, 96):
-        log.log(step, [group] * 16)
+        log.keep(step, [group] * 16)
     took_s = time.perf_counter() - started_s
     log.close()
     files = list((tmp_path / "completions").iterdir())
