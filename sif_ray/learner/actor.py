@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
 from sif_ray.config import GrpoConfig
 from sif_ray.learner import process_group
@@ -14,6 +16,12 @@ from sif_ray.learner.engine import LearnerEngine
 from sif_ray.learner.microbatches import spread
 from sif_ray.records import FloatArray, RolloutGroup, ScoredGroup
 from sif_ray.rollout.weights import WeightUpdate, make_update
+
+DEATH_NOTICE_S = 10.0  # after a rank's error, for Ray to say that it is the death of another: peers may see it first
+
+
+class LearnerDied(RuntimeError):
+    """A rank is gone, and with it what all ranks together held: restart them and load the last checkpoint."""
 
 
 class LearnerActor:
@@ -69,33 +77,50 @@ class LearnerActor:
 
 
 class LearnerGroup:
-    """All ranks of the learner, seen from the loop. Every call runs on every rank and fails if any rank does.
+    """All ranks of the learner, seen from the loop. Every call runs on every rank and fails if any rank does: with
+    `LearnerDied` as soon as the process of a rank is gone, else with the rank's own error.
 
     Example:
         learner = LearnerGroup(config)
         await learner.start(total_steps=150)
-        metrics = await learner.train(groups, version=0)
+        try:
+            metrics = await learner.train(groups, version=0)
+        except LearnerDied:
+            await learner.restart()
+            await learner.load_checkpoint(folder)
         update = await learner.publish(version=1)
         learner.shutdown()
     """
 
-    def __init__(self, config: GrpoConfig) -> None:
+    def __init__(self, config: GrpoConfig, options: Callable[[str], Mapping[str, Any]] | None = None) -> None:
+        """`options` gives the Ray options of the actor of a name ("learner 0", ...), e.g. its place on the cluster; by
+        default they are the CPUs and GPUs of `config.learner`, anywhere."""
         self._config = config
         learner = config.learner
-        actor = ray.remote(num_cpus=learner.num_cpus_per_rank, num_gpus=learner.num_gpus_per_rank)(LearnerActor)
-        self._ranks = [actor.remote(rank, learner.num_ranks) for rank in range(learner.num_ranks)]
+        self._options = options or (
+            lambda _: {"num_cpus": learner.num_cpus_per_rank, "num_gpus": learner.num_gpus_per_rank}
+        )
+        self._total_steps = 0
+        self._ranks = self._make_ranks()
 
     async def start(self, total_steps: int) -> None:
         """Load the policy on every rank; `total_steps` optimiser updates are the learning-rate schedule's length."""
-        host, port = await self._ranks[0].open_store.remote()
+        self._total_steps = total_steps
+        host, port = await self._call(0, "open_store")
         await self._on_every_rank("start", self._config, total_steps, host, port)
 
+    async def restart(self) -> None:
+        """End every rank, whatever it is doing, and start fresh ones as `start` did: with `config.policy`."""
+        self.shutdown()
+        self._ranks = self._make_ranks()
+        await self.start(self._total_steps)
+
     async def train(self, groups: Sequence[ScoredGroup], version: int) -> dict[str, float]:
-        """One step on the groups, spread over the ranks by tokens; the metrics of the whole step."""
+        """One step on the groups, at least one, spread over the ranks by tokens; the metrics of the whole step."""
         costs = [len(scored.group.prompt_token_ids_P) + scored.group.num_tokens for scored in groups]
         shares = [[groups[index] for index in share] for share in spread(costs, len(self._ranks))]
-        calls = [rank.train.remote(share, version) for rank, share in zip(self._ranks, shares, strict=True)]
-        return (await asyncio.gather(*calls))[0]
+        calls = [self._call(rank, "train", share, version) for rank, share in enumerate(shares)]
+        return (await self._together(calls))[0]
 
     async def publish(self, version: int) -> WeightUpdate:
         """The current weights, labelled `version`, in the object store."""
@@ -122,5 +147,35 @@ class LearnerGroup:
         for rank in self._ranks:
             ray.kill(rank)
 
+    def _make_ranks(self) -> list[Any]:
+        actor, count = ray.remote(LearnerActor), self._config.learner.num_ranks
+        return [actor.options(**self._options(f"learner {rank}")).remote(rank, count) for rank in range(count)]
+
     async def _on_every_rank(self, method: str, *arguments: Any) -> list[Any]:
-        return list(await asyncio.gather(*(getattr(rank, method).remote(*arguments) for rank in self._ranks)))
+        return await self._together([self._call(rank, method, *arguments) for rank in range(len(self._ranks))])
+
+    async def _together(self, calls: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+        """The results of one call per rank, or the first error; a death counts before the errors that it causes."""
+        tasks = [asyncio.ensure_future(call) for call in calls]
+        try:
+            return await asyncio.gather(*tasks)
+        except RayError:
+            await _raise_death(tasks)
+            raise
+
+    async def _call(self, rank: int, method: str, *arguments: Any) -> Any:
+        try:
+            return await getattr(self._ranks[rank], method).remote(*arguments)
+        except (RayActorError, OutOfMemoryError) as error:
+            raise LearnerDied(
+                f"rank {rank} of {len(self._ranks)} died in {method}: {str(error).splitlines()[0]}; restart the "
+                "learner and load its last checkpoint"
+            ) from error
+
+
+async def _raise_death(calls: Sequence[asyncio.Future[Any]]) -> None:
+    """Raise `LearnerDied` if one of the calls does within `DEATH_NOTICE_S`."""
+    with contextlib.suppress(TimeoutError):
+        for call in asyncio.as_completed(calls, timeout=DEATH_NOTICE_S):
+            with contextlib.suppress(RayError):
+                await call

@@ -39,14 +39,8 @@ def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def spread(costs: Sequence[int], num_ranks: int) -> list[list[int]]:
-    """Indices for every rank, with costs as even as taking the largest first gives. Every rank gets at least one.
-
-    Raises ValueError for fewer items than ranks.
-    """
-    if len(costs) < num_ranks:
-        raise ValueError(
-            f"{len(costs)} groups cannot feed {num_ranks} learner ranks; use fewer ranks or larger batches"
-        )
+    """Indices for every rank, with costs as even as taking the largest first gives; of fewer items than ranks, some get
+    none."""
     shares: list[list[int]] = [[] for _ in range(num_ranks)]
     loads = [0] * num_ranks
     for index in sorted(range(len(costs)), key=lambda index: -costs[index]):

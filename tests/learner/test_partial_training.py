@@ -18,6 +18,10 @@ LORA = LoraConfig(rank=4, alpha=16.0)
 pytestmark = pytest.mark.usefixtures("process_group_of_one")
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def groups(make_group):
     return [make_group(0), make_group(1, (4, 11)), make_group(2, (6, 6, 6))]
@@ -60,7 +64,7 @@ def merged_by_peft(tiny_policy, parameters) -> dict[str, torch.Tensor]:
     return merged
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+@pytest.mark.parametrize("zero_stage", [0, slow(2), 3])
 def test_lora_publishes_merged_weights_and_takes_the_policy_without_adapters_as_reference(
     tiny_policy, groups, start, zero_stage, tmp_path
 ):
@@ -94,7 +98,7 @@ def flat(logprobs) -> np.ndarray:
     return np.concatenate([rollout_T.astype(np.float64) for rollouts in logprobs for rollout_T in rollouts])
 
 
-@pytest.mark.parametrize("zero_stage", [2, 3])
+@pytest.mark.parametrize("zero_stage", [2, slow(3)])
 def test_lora_with_dropout_resumes_exactly(tiny_policy, groups, tmp_path, zero_stage):
     lora = LoraConfig(rank=4, dropout=0.3)
     saved = engine_of(tiny_policy, BETA, zero_stage=zero_stage, lora=lora)
@@ -125,7 +129,7 @@ def test_the_vision_tower_is_published_whether_it_is_trained_or_not(tiny_policy,
     assert frozen or {"model.visual.patch_embed.proj.weight", "model.visual.merger.mlp.2.weight"} <= moved
 
 
-@pytest.mark.parametrize(("zero_stage", "lora"), [(0, LoraConfig()), (3, LoraConfig()), (3, LORA)])
+@pytest.mark.parametrize(("zero_stage", "lora"), [(0, LoraConfig()), slow(3, LoraConfig()), (3, LORA)])
 def test_recomputed_activations_change_no_gradient(tiny_policy, groups, zero_stage, lora):
     steps, passes = [], []
     for recompute in (False, True):
@@ -151,7 +155,7 @@ def count_passes(policy, name: str) -> list[None]:
     return passes
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+@pytest.mark.parametrize("zero_stage", [slow(0), 2, slow(3)])
 def test_bfloat16_keeps_steps_that_are_smaller_than_its_own(tiny_policy, groups, zero_stage):
     engine = engine_of(tiny_policy, BETA, zero_stage=zero_stage, dtype="bfloat16", learning_rate=4e-4)
     before = published(engine)
@@ -171,7 +175,7 @@ def test_bfloat16_keeps_steps_that_are_smaller_than_its_own(tiny_policy, groups,
     ("zero_stage", "zero_options"),
     [
         (2, {"offload_optimizer": {"device": "cpu"}}),
-        (3, {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}),
+        slow(3, {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}),
     ],
 )
 def test_options_of_deepspeed_are_passed_through_and_offloading_changes_nothing(
