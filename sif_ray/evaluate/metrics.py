@@ -36,6 +36,7 @@ def score_text(
     terms = score_terms(
         text,
         target_boxes=sample.boxes,
+        target_answer=sample.answer,
         depth_rel=depth_rel,
         answer_score=float(right),
         previous=None,

@@ -14,19 +14,24 @@ from sif_ray.method import depth_code, rewards
 from sif_ray.method.boxes import Box
 
 TERMS = ("format", "answer", "box", "depth")
-"""The terms that are weighted and summed (paper: R = r_format + r_ans + r_bbox + r_depth)."""
+"""The terms of the paper: R = r_format + r_ans + r_bbox + r_depth."""
+
+ABLATION_TERMS = ("search", "binary")
+"""Terms of the released code that its default leaves out; they weigh 0 unless asked for. Its third, `align`, needs the
+reasoning of a second model and is not among them."""
 
 
 def score_terms(
     text: str,
     *,
     target_boxes: Sequence[Box],
+    target_answer: str,
     depth_rel: npt.NDArray[np.float64],
     answer_score: float,
     previous: float | None,
     profile: str,
 ) -> dict[str, float]:
-    """The unweighted terms of `text` and the diagnostics "iou_last" and "answer_score".
+    """The unweighted `TERMS` and `ABLATION_TERMS` of `text`, and the diagnostics "iou_last" and "answer_score".
 
     `depth_rel` is (height, width), 0 = near. `answer_score` is the judge's, in [0, 1]; `previous` that of the sample's
     group one epoch ago, None = no bonus. "iou_last" is the hierarchical IoU of the last area with the target, 0 where
@@ -37,6 +42,8 @@ def score_terms(
         "answer": rewards.answer_reward(answer_score, previous),
         "box": rewards.box_reward(text, target_boxes, profile),
         "depth": rewards.depth_reward(text, depth_rel, profile),
+        "search": rewards.search_reward(text, target_boxes, profile),
+        "binary": rewards.binary_reward(text, target_answer),
         "iou_last": rewards.box_iou_reward(text, target_boxes, profile),
         "answer_score": answer_score,
     }
@@ -44,13 +51,9 @@ def score_terms(
 
 def weighted_total(terms: Mapping[str, float], weights: RewardConfig) -> float:
     """R = sum of weight * term; with `gate_depth_by_iou` the depth term counts min(1, 2 * iou_last)."""
-    gate = min(1.0, 2 * terms["iou_last"]) if weights.gate_depth_by_iou else 1.0
-    return (
-        weights.format * terms["format"]
-        + weights.answer * terms["answer"]
-        + weights.box * terms["box"]
-        + weights.depth * terms["depth"] * gate
-    )
+    gates = {"depth": min(1.0, 2 * terms["iou_last"])} if weights.gate_depth_by_iou else {}
+    weight_of = {name: getattr(weights, name) for name in (*TERMS, *ABLATION_TERMS)}
+    return sum(weight * terms[name] * gates.get(name, 1.0) for name, weight in weight_of.items() if weight)
 
 
 def read_depth_image(encoded: bytes, profile: str) -> npt.NDArray[np.float64]:

@@ -20,7 +20,7 @@ class GroupScores:
     """Rewards of G texts that answer one sample."""
 
     rewards_G: FloatArray  # (G,), weighted sum of the reward terms
-    terms_G: dict[str, FloatArray]  # unweighted "format", "answer", "box", "depth"; "iou_last", "answer_score"
+    terms_G: dict[str, FloatArray]  # unweighted, by name: those of `judge.scoring.score_terms`
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Rewarder:
             score_terms(
                 text,
                 target_boxes=sample.boxes,
+                target_answer=sample.answer,
                 depth_rel=depth_rel,
                 answer_score=score,
                 previous=previous,

@@ -51,6 +51,8 @@ def test_terms_are_those_of_the_method(profile, previous):
         "format": [rewards.format_reward(text, profile) for text in TEXTS],
         "answer": [rewards.answer_reward(answer, previous) for answer in answers],
         "box": [rewards.box_reward(text, [BOX], profile) for text in TEXTS],
+        "search": [rewards.search_reward(text, [BOX], profile) for text in TEXTS],
+        "binary": [rewards.binary_reward(text, "3") for text in TEXTS],
         "answer_score": answers,
         "iou_last": [rewards.box_iou_reward(text, [BOX], profile) for text in TEXTS],
         "depth": [rewards.depth_reward(text, DEPTH_REL, profile) for text in TEXTS],
@@ -66,6 +68,24 @@ def test_reward_is_the_weighted_sum():
     terms = scores.terms_G
     by_hand = 0.5 * terms["format"] + terms["answer"] + 2 * terms["box"] + 0.25 * terms["depth"]
     np.testing.assert_allclose(scores.rewards_G, by_hand, rtol=1e-6)
+
+
+@pytest.mark.parametrize("profile", ["corrected", "published"])
+def test_ablation_terms_count_only_when_asked_for(profile):
+    text = (
+        '<think><area>[{"bbox_2d":[0,0,1,1],"depth":0.5}]</area><text>all</text>'
+        '<area>[{"bbox_2d":[0.25,0.25,0.75,0.75],"depth":0.5}]</area><text>it</text></think><answer>3</answer>'
+    )
+
+    async def reward(weights: RewardConfig) -> float:
+        scores = await Rewarder(weights, profile, ExactMatchJudge()).score([text], sample(), None)
+        return float(scores.rewards_G[0])
+
+    paper = asyncio.run(reward(RewardConfig()))
+    assert asyncio.run(reward(RewardConfig(search=0.5))) == pytest.approx(paper + 0.5)  # the look got better
+    assert asyncio.run(reward(RewardConfig(binary=0.25))) == pytest.approx(paper + 0.25)  # "3" is "3"
+    no_others = RewardConfig(format=0, answer=0, box=0, depth=0, search=1, binary=1)
+    np.testing.assert_allclose(score(no_others, profile).rewards_G, 0)  # "three" is not "3"; one look is no search
 
 
 def test_depth_gate_follows_the_last_boxes():
