@@ -81,7 +81,7 @@ class LoraConfig:
 class LearnerConfig:
     """DeepSpeed ranks and the optimiser."""
 
-    num_ranks: int = 1
+    num_ranks: int = 1  # a step trains on whole groups: ranks beyond groups_per_step have nothing to do
     num_gpus_per_rank: float = 0.0
     num_cpus_per_rank: float = 1.0
     threads: int = 1  # torch threads of a rank on a CPU
@@ -234,6 +234,7 @@ class GrpoConfig:
     checkpoints_kept: int = 2  # the newest ones; each is about 12 bytes per trained weight (fp32 copy and Adam)
     resume: bool = True  # go on with what `output` holds, if its settings agree; false = start over, and remove it
     trackers: list[str] = field(default_factory=lambda: ["prometheus"])  # beside metrics.jsonl; see TRACKERS
+    weight_transfer: str = "object_store"  # or over a process group per engine: "gloo" (CPUs, TCP), "nccl" (GPUs)
     parity_every: int = 10  # steps between parity probes (engine against learner log-probs)
     parity_alarm: float = 0.05  # mean |delta log-prob| of a probe above which a warning is logged
     max_pixels: int = 0  # of one image; 0 = the checkpoint's own limit
@@ -499,6 +500,11 @@ _CHECKS: dict[type[Any], list[_Check]] = {
             lambda v: set(v) <= set(TRACKERS) and len(set(v)) == len(v),
             f"may list each of {', '.join(TRACKERS)} once; [] = metrics.jsonl only",
         ),
+        (
+            "weight_transfer",
+            lambda v: v in ("object_store", "gloo", "nccl"),
+            "must be object_store, gloo or nccl",
+        ),
         ("parity_every", lambda v: v >= 1, "must be at least 1"),
         (
             "sampling",
@@ -536,13 +542,13 @@ def _engine_relations(config: EngineConfig) -> Iterator[str]:
         )
 
 
+def _learner_relations(config: LearnerConfig) -> Iterator[str]:
+    if config.freeze_vision and config.lora.rank and config.lora.targets == "all":
+        yield "freeze_vision = True, but lora.targets = 'all' trains the vision tower; set one of them otherwise"
+
+
 def _grpo_relations(config: GrpoConfig) -> Iterator[str]:
     engine, learner = config.engine, config.learner
-    if config.groups_per_step < learner.num_ranks:
-        yield (
-            f"groups_per_step ({config.groups_per_step}) is below learner.num_ranks ({learner.num_ranks}); raise it, "
-            "so that every rank has a group to train on"
-        )
     if config.sampling.max_tokens >= engine.max_model_len:
         yield (
             f"sampling.max_tokens ({config.sampling.max_tokens}) leaves no room for a prompt in engine.max_model_len "
@@ -553,6 +559,11 @@ def _grpo_relations(config: GrpoConfig) -> Iterator[str]:
             f"learner.micro_batch_tokens ({learner.micro_batch_tokens}) is below engine.max_model_len "
             f"({engine.max_model_len}), so that one prompt with one completion may not fit into it; raise the one or "
             "lower the other"
+        )
+    if config.weight_transfer == "nccl" and not (engine.num_gpus and learner.num_gpus_per_rank):
+        yield (
+            f"weight_transfer = 'nccl' with engine.num_gpus = {engine.num_gpus:g} and learner.num_gpus_per_rank = "
+            f"{learner.num_gpus_per_rank:g}: NCCL connects GPUs; use gloo or object_store, or give both sides GPUs"
         )
     if learner.dtype == "bfloat16" and not learner.num_gpus_per_rank:
         yield (
@@ -565,6 +576,7 @@ _RELATIONS: dict[type[Any], Callable[[Any], Iterator[str]]] = {
     EngineConfig: _engine_relations,
     GenerateConfig: _generate_relations,
     GrpoConfig: _grpo_relations,
+    LearnerConfig: _learner_relations,
 }
 """What must hold between the keys of a stage: each yields what is wrong and the way out."""
 
@@ -589,11 +601,6 @@ def validate(config: Any, prefix: str = "") -> None:
             f"{prefix}stuck_after_s ({config.stuck_after_s:g}) is not above {prefix}lease_timeout_s "
             f"({config.lease_timeout_s:g}): an engine would be replaced before its requests are late; raise the first "
             "or lower the second"
-        )
-    if isinstance(config, LearnerConfig) and config.freeze_vision and config.lora.rank and config.lora.targets == "all":
-        raise ConfigError(
-            f"{prefix}freeze_vision = True, but {prefix}lora.targets = 'all' trains the vision tower; set one of them "
-            "otherwise"
         )
     if isinstance(config, JudgeConfig) and config.kind == "llm":
         for name in ("model", "base_url"):

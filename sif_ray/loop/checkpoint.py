@@ -41,14 +41,16 @@ FORMAT = 1
 STATE, GROUPS, LEARNER = "state.json", "groups.parquet", "learner"
 MAX_NAMED_KEYS = 8  # in an error message
 
-MAY_CHANGE = frozenset(
-    {
-        *("data", "policy", "output"),  # paths: the settings hold what is in them
-        *("resume", "checkpoint_every", "checkpoints_kept"),
-        *("num_engines", "num_reward_workers", "lease_timeout_s", "parity_every", "parity_alarm"),
-        *("learner.num_cpus_per_rank", "learner.num_gpus_per_rank", "learner.threads"),
-        *("engine", "placement", "ray"),
-    }
+MAY_CHANGE = (
+    *("data", "policy", "output"),  # paths: what is in them counts
+    *("resume", "checkpoint_every", "checkpoints_kept", "lease_timeout_s", "stuck_after_s", "trackers"),
+    *("eval_every", "eval_split", "eval_samples", "parity_every", "parity_alarm", "trackers"),
+    *("num_engines", "num_reward_workers", "engine", "placement", "ray"),
+    *("learner.num_cpus_per_rank", "learner.num_gpus_per_rank", "learner.threads"),
+    *("learner.micro_batch_tokens", "learner.gradient_checkpointing"),
+    *("judge.base_url", "judge.api_key_env", "judge.max_concurrency", "judge.requests_per_minute"),
+    *("judge.timeout_s", "judge.max_retries", "judge.max_wait_s", "judge.usd_per_million_tokens"),
+    *("judge.breaker_failures", "judge.breaker_cooldown_s"),
 )
 """Keys and blocks of `GrpoConfig` that say how a run is carried out, not what comes out of it. All others must agree
 with the checkpoint that a run continues from."""
@@ -90,7 +92,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], keep: int) -> None:
-        self._folder, self._settings, self._keep = folder, settings, keep
+        self._folder, self.settings, self._keep = folder, settings, keep
 
     def newest_version(self) -> int | None:
         """The version of the newest complete checkpoint."""
@@ -117,32 +119,43 @@ class Checkpoints:
 
         Raises `CheckpointError` naming the file that is damaged or the settings that differ.
         """
-        path = self._path(version)
-        try:
-            saved = json.loads((path / STATE).read_text(encoding="utf-8"))
-            refuse_other_settings(saved["settings"], self._settings, str(path))
-            self._check_files(path, saved["files"])
-            if _digest((path / GROUPS,)) != saved["groups_digest"]:
-                raise self._damaged(path / GROUPS, "its bytes are not those that were written")
-            state = RunState(saved["ledger"], saved["record"], _read_groups(path / GROUPS, images_of))
-            if saved["format"] != FORMAT or state.version != version:
-                raise self._damaged(path / STATE, f"format {saved['format']}, version {state.version}")
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise self._damaged(path / STATE, repr(error)) from error
+        saved = self._read_state(version)
+        path = self._path(version) / GROUPS
+        state = RunState(saved["ledger"], saved["record"], _read_groups(path, images_of))
         if state.groups.keys() != state.ledger["scored"].keys():
-            raise self._damaged(path / GROUPS, "its groups are not those that the ledger has as scored")
+            raise self._damaged(path, "its groups are not those that the ledger has as scored")
         return state
 
-    def clear(self) -> None:
+    def check_newest(self) -> None:
+        """Raise what `load` would raise for the newest checkpoint, before anything is started."""
+        version = self.newest_version()
+        if version is not None:
+            self._read_state(version)
+
+    def remove_all(self) -> None:
         """Remove every checkpoint."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def clean(self) -> None:
+    def remove_incomplete(self) -> None:
         """Remove what a killed run did not complete."""
         for part in self._folder.glob(".step-*"):
             shutil.rmtree(part)
+
+    def _read_state(self, version: int) -> dict[str, Any]:
+        path = self._path(version)
+        try:
+            saved: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
+            found = (saved["format"], saved["ledger"]["version"])
+            settings, sizes, digest = saved["settings"], saved["files"], saved["groups_digest"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise self._damaged(path / STATE, repr(error)) from error
+        if found != (FORMAT, version):
+            raise self._damaged(path / STATE, f"format and version {found}, expected {(FORMAT, version)}")
+        refuse_other_settings(settings, self.settings, str(path))
+        self._check_files(path, sizes)
+        if _digest((path / GROUPS,)) != digest:
+            raise self._damaged(path / GROUPS, "its bytes are not those that were written")
+        return saved
 
     def _complete(self, part: Path, path: Path, state: RunState) -> None:
         _write_groups(part / GROUPS, state.groups.values())
@@ -152,7 +165,7 @@ class Checkpoints:
             "record": state.record,
             "groups_digest": _digest((part / GROUPS,)),
             "files": {str(file.relative_to(part)): file.stat().st_size for file in _files(part)},
-            "settings": self._settings,
+            "settings": self.settings,
         }
         write_json(part / STATE, saved)
         for entry in (*part.rglob("*"), part):

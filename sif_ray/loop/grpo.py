@@ -31,19 +31,22 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from sif_ray.config import GrpoConfig
+from sif_ray.config import GrpoConfig, PromptConfig
+from sif_ray.judge.scoring import ABLATION_TERMS, TERMS
+from sif_ray.loop.checkpoint import RunState
 from sif_ray.loop.evaluation import Ask, Evaluation
 from sif_ray.loop.ledger import Batch, Lease, Ledger
 from sif_ray.loop.pool import Factory, Member, Pool, WorkerDiedError
 from sif_ray.loop.rewarder import GroupScores, ScoringFailed
 from sif_ray.loop.watchdog import Watchdog, task_stacks
 from sif_ray.method.progress import ProgressRecord
+from sif_ray.observe.idle import IdleClock
 from sif_ray.observe.progress import Progress
 from sif_ray.records import FloatArray, RolloutGroup, Sample, ScoredGroup
 from sif_ray.rollout.engine import RolloutRequest
@@ -79,6 +82,10 @@ class Scorer(Protocol):
         self, texts_G: Sequence[str], sample: Sample, previous: float | None
     ) -> GroupScores | ScoringFailed: ...
 
+    async def metrics(self) -> dict[str, float]:
+        """Totals of its judge, as "judge/..."."""
+        ...
+
 
 class Learner(Protocol):
     """All learner ranks together. Version V is the policy after V training steps."""
@@ -102,10 +109,22 @@ class MetricsSink(Protocol):
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
 
+class CompletionSink(Protocol):
+    """`sif_ray.observe.completions.CompletionLog`."""
+
+    def keep(self, step: int, groups: Sequence[ScoredGroup]) -> None: ...
+
+
 class TimelineSink(Protocol):
     """`sif_ray.observe.timeline.Timeline`; times in unix seconds."""
 
     def span(self, lane: str, kind: str, start_s: float, end_s: float, **labels: Any) -> None: ...
+
+
+class TrailSink(Protocol):
+    """`sif_ray.loop.trail.Trail`."""
+
+    def trained(self, version: int, groups: Sequence[ScoredGroup]) -> None: ...
 
 
 class _Slot(Member):
@@ -116,6 +135,7 @@ class _Slot(Member):
         self.version = 0
         self.updating = False
         self.evaluating = False  # keeps its version meanwhile
+        self.idle = IdleClock()  # generation only
         self.leases: set[Lease] = set()  # also those that have expired, until the engine answers
 
 
@@ -138,13 +158,19 @@ class GrpoLoop:
         learner: Learner,
         metrics: MetricsSink,
         timeline: TimelineSink,
+        trail: TrailSink,
+        save: Callable[[RunState], Awaitable[None]],
+        groups: Mapping[str, ScoredGroup] | None = None,
         progress: Progress | None = None,
+        completions: CompletionSink | None = None,
         eval_samples: Sequence[Sample] = (),
     ) -> None:
         """`engines` starts an `Engine` with the policy of version 0, `scorers` a `Scorer`; the learner must hold the
         policy of `ledger.version`.
 
-        `samples`: by sample id. `eval_samples`: held out, answered every `config.eval_every` steps.
+        `save` keeps a state together with the learner, which holds that version until it returns. `samples`: by sample
+        id. `groups`: those that the ledger has as scored, by ticket id. `eval_samples`: held out, answered every
+        `config.eval_every` steps.
         """
         self._config = config
         self._samples = samples
@@ -172,7 +198,13 @@ class GrpoLoop:
         self._learner = learner
         self._metrics = metrics
         self._timeline = timeline
+        self._trail = trail
+        self._save = save
+        self._stopping = False
         self._progress = progress
+        self._completions = completions
+        self._learner_idle = IdleClock()
+        self._judges: dict[str, dict[str, float]] = {}  # totals by scorer, as far as they have answered
         self._eval_samples = eval_samples
         self._evaluation: asyncio.Task[None] | None = None
         self._evaluated: dict[str, float] = {}  # metrics of an evaluation, not logged yet
@@ -181,14 +213,15 @@ class GrpoLoop:
         self._update: WeightUpdate | None = None  # with its weights; None for version 0 and while the next is published
         # One group more than an engine runs at once waits inside it, so that a finished one is replaced without delay.
         self._groups_per_engine = -(-config.engine.max_num_seqs // config.group_size) + 1
-        self._scored: dict[str, ScoredGroup] = {}  # by ticket id, scored and not taken yet
+        self._scored = dict(groups or {})  # by ticket id, scored and not taken yet
         self._groups_replaced = 0  # since the last step, for want of reward spread
         self._rollouts: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._tasks: asyncio.TaskGroup
 
     async def run(self, learner_ready: Awaitable[Any] | None = None) -> None:
-        """Train to the end. Engines and scorers are started, and ended with the run.
+        """Train to the end, or to the end of the step in which `stop` is called, and save the state then. Engines and
+        scorers are started, and ended with the run.
 
         `learner_ready` is awaited before the learner is asked for anything; engines start and generate meanwhile.
         Raises the first error of any task, `PoolError` when an engine or a scorer cannot be replaced, and `LoopError`
@@ -208,9 +241,13 @@ class GrpoLoop:
                     await self._publish(self._ledger.version)
                 self._evaluate_if_due()
                 await self._learn()
-                await self._end_evaluation()
-                for task in (watch, *self._rollouts):  # rollouts of expired leases: nobody waits for them
-                    task.cancel()
+                if self._ledger.version:
+                    await self._checkpoint(self.state())
+                if not self._stopping:
+                    await self._end_evaluation()
+                for task in (watch, *self._rollouts, self._evaluation):  # nobody waits for what still runs of them
+                    if task is not None:
+                        task.cancel()
                 self._engines.close()
                 self._scorers.close()
         except ExceptionGroup as errors:
@@ -219,10 +256,19 @@ class GrpoLoop:
                 log.error("a second error while the run was ending: %r", other)
             raise first from None
         dropped = self._ledger.dropped()
-        if dropped:
+        if dropped and self._ledger.done:
             log.warning("%d of %d prompts were dropped: %s", len(dropped), self._ledger.num_tickets, _reasons(dropped))
-        if self._ledger.version == 0 and self._ledger.num_tickets:
+        if self._ledger.done and self._ledger.version == 0 and self._ledger.num_tickets:
             raise LoopError(f"no group could be trained; all {len(dropped)} prompts were dropped: {_reasons(dropped)}")
+
+    def stop(self) -> None:
+        """Train no further batch."""
+        self._stopping = True
+        self._notify()
+
+    def state(self) -> RunState:
+        """What a run can be continued from, while no batch is in training."""
+        return RunState(self._ledger.state_dict(), self._record.state_dict(), dict(self._scored))
 
     def add_engine(self) -> str:
         """Start one more engine, which joins at the version that is published then. Returns its name."""
@@ -334,9 +380,7 @@ class GrpoLoop:
         started_s = time.time()
         try:
             with _noting(f"{slot.name} generated ticket {lease.ticket_id}"):
-                group = await self._engines.call(
-                    slot, f"generate ticket {lease.ticket_id}", slot.worker.generate(self._request(lease))
-                )
+                group = await self._generate(slot, self._request(lease))
         except WorkerDiedError:  # the ticket went back together with all that the engine held
             return
         except RolloutRequestError as error:
@@ -349,6 +393,10 @@ class GrpoLoop:
         self._timeline.span(slot.name, "generate", started_s, time.time(), step=lease.version)
         if self._ledger.generated(lease, group.oldest_version):
             await self._score(lease, group)
+
+    async def _generate(self, slot: _Slot, request: RolloutRequest) -> RolloutGroup:
+        with slot.idle:
+            return await self._engines.call(slot, f"generate {request.ticket_id}", slot.worker.generate(request))
 
     async def _score(self, lease: Lease, group: RolloutGroup) -> None:
         texts_G = [rollout.text for rollout in group.rollouts]
@@ -394,7 +442,7 @@ class GrpoLoop:
             ticket_id=lease.ticket_id,
             sample_id=sample.sample_id,
             question=sample.question,
-            images=(sample.image, sample.depth_image) if self._config.prompt.depth_image else (sample.image,),
+            images=prompt_images(sample, self._config.prompt),
             num_rollouts=self._config.group_size,
             sampling=self._config.sampling,
             seed=_seed(self._config.seed, lease.ticket_id, lease.attempt),
@@ -405,6 +453,7 @@ class GrpoLoop:
     async def _learn(self) -> None:
         """Take a batch, train, hand the new weights to every engine, and again."""
         ended_s = time.time()
+        self._learner_idle.take_share()
         while True:
             started_s = time.time()
             version = self._ledger.version
@@ -416,20 +465,36 @@ class GrpoLoop:
             self._timeline.span("learner 0", "wait", started_s, time.time(), step=version)
             groups = [self._scored.pop(ticket_id) for ticket_id in batch.ticket_ids]
             trained = await self._train(groups, batch)
-            synced = await self._sync(self._ledger.trained(batch))
+            # Taken before the next weights start more groups: with max_staleness = 0 nothing is in flight here, and a
+            # resumed run draws what this one draws.
+            state = self.state() if self._checkpoint_is_due() else None
+            synced = await self._sync(self._ledger.version)
             now_s = time.time()
             values = batch_metrics(groups, now_s - ended_s) | trained | probe.result() | synced
             ended_s = now_s
-            self._log(values)
+            self._log(values | self._idle_shares())
+            if self._completions is not None:
+                self._completions.keep(self._ledger.version, groups)
+            self._tasks.create_task(self._ask_judges(), name="metrics of the judges")
             self._evaluate_if_due()
             if self._progress is not None:
                 self._progress.advance(reward=values["reward/total"], staleness=values.get("staleness_max", 0.0))
+            if state is not None:
+                await self._checkpoint(state)
 
     async def _train(self, groups: Sequence[ScoredGroup], batch: Batch) -> dict[str, float]:
         started_s = time.time()
         metrics = await self._ask_learner(f"train version {batch.version}", self._learner.train(groups, batch.version))
         self._timeline.span("learner 0", "train", started_s, time.time(), step=batch.version)
+        self._trail.trained(self._ledger.trained(batch), groups)
         return metrics
+
+    def _checkpoint_is_due(self) -> bool:
+        every = self._config.checkpoint_every
+        return every > 0 and self._ledger.version % every == 0 and not self._ledger.done
+
+    async def _checkpoint(self, state: RunState) -> None:
+        await self._ask_learner(f"save version {state.version}", self._save(state))
 
     async def _sync(self, version: int) -> dict[str, float]:
         """Publish `version` and wait for the engines that live and are not evaluating."""
@@ -454,17 +519,33 @@ class GrpoLoop:
         return update
 
     async def _ask_learner(self, what: str, answer: Awaitable[Result]) -> Result:
-        with _noting(f"the learner was to {what}"), self._watchdog.call("the learner", what):
+        with _noting(f"the learner was to {what}"), self._watchdog.call("the learner", what), self._learner_idle:
             return await answer
 
     def _log(self, values: Mapping[str, float]) -> None:
         """One line of metrics for the step that has ended, with the evaluation that has ended meanwhile."""
-        self._logged = {**values, "tickets_dropped": self._ledger.counts()["dropped"]}
+        tickets = {f"tickets/{state}": float(count) for state, count in self._ledger.counts().items()}
+        self._logged = {**values, **tickets, **judge_totals(self._judges.values())}
         if self._config.dynamic_sampling:
             self._logged["groups_replaced"] = self._groups_replaced
             self._groups_replaced = 0
         self._metrics.log(self._ledger.version, self._logged | self._evaluated)
         self._evaluated = {}
+
+    def _idle_shares(self) -> dict[str, float]:
+        """Shares of the step in which nothing was asked of the learner, and in which an engine had nothing to write."""
+        engines = [slot.idle.take_share() for slot in self._engines.ready]
+        engine = {"engine_idle_share": float(np.mean(engines))} if engines else {}
+        return {"learner_idle_share": self._learner_idle.take_share()} | engine
+
+    async def _ask_judges(self) -> None:
+        """Learn what judging has cost so far. Nobody waits for it."""
+
+        async def ask(scorer: Member) -> None:
+            with contextlib.suppress(WorkerDiedError):
+                self._judges[scorer.name] = await self._scorers.call(scorer, "tell metrics", scorer.worker.metrics())
+
+        await asyncio.gather(*(ask(scorer) for scorer in self._scorers.ready))
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
@@ -502,9 +583,7 @@ class GrpoLoop:
             return
         slot.evaluating = True
         try:
-            yield lambda request: self._engines.call(
-                slot, f"generate {request.ticket_id}", slot.worker.generate(request)
-            )
+            yield lambda request: self._generate(slot, request)
         finally:
             slot.evaluating = False
             self._notify()
@@ -540,7 +619,7 @@ class GrpoLoop:
         async def probe(slot: _Slot) -> tuple[_Slot, RolloutGroup] | None:
             request = self._probe_request(version, slot.name)
             try:
-                return slot, await self._engines.call(slot, request.ticket_id, slot.worker.generate(request))
+                return slot, await self._generate(slot, request)
             except WorkerDiedError:
                 return None
 
@@ -590,14 +669,19 @@ class GrpoLoop:
         return result
 
     async def _until(self, who: str, what: str, attempt: Callable[[], Result | None]) -> Result | None:
-        """As `_wait_for`, but None when every ticket has ended."""
+        """As `_wait_for`, but None when every ticket has ended or the run is to stop."""
         over = object()
-        result = await self._wait_for(who, what, lambda: over if self._ledger.done else attempt())
+        result = await self._wait_for(who, what, lambda: over if self._ledger.done or self._stopping else attempt())
         return None if result is over else result
 
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def prompt_images(sample: Sample, prompt: PromptConfig) -> tuple[bytes, ...]:
+    """The encoded images of a sample that a prompt shows."""
+    return (sample.image, sample.depth_image) if prompt.depth_image else (sample.image,)
 
 
 def batch_metrics(groups: Sequence[ScoredGroup], seconds: float) -> dict[str, float]:
@@ -610,10 +694,10 @@ def batch_metrics(groups: Sequence[ScoredGroup], seconds: float) -> dict[str, fl
 
     return {
         "reward/total": float(np.mean(np.concatenate([scored.rewards_G for scored in groups]))),
-        **{f"reward/{term}": mean_of(term) for term in ("format", "answer", "box", "depth")},
+        **{f"reward/{term}": mean_of(term) for term in (*TERMS, *ABLATION_TERMS)},
         "answer_score": mean_of("answer_score"),
         "iou_last": mean_of("iou_last"),
-        "groups_no_spread": float(sum(not has_spread(scored.rewards_G) for scored in groups)),
+        "no_spread_share": float(np.mean([not has_spread(scored.rewards_G) for scored in groups])),
         "completions_per_s": len(rollouts) / seconds,
         "generated_tokens_per_s": sum(lengths) / seconds,
         "completion_tokens_mean": float(np.mean(lengths)),
@@ -624,6 +708,16 @@ def batch_metrics(groups: Sequence[ScoredGroup], seconds: float) -> dict[str, fl
 def has_spread(rewards_G: FloatArray) -> bool:
     """Whether the rewards of a group differ; if not, every advantage is 0 (DAPO, arXiv 2503.14476)."""
     return bool(np.ptp(rewards_G) > 0)
+
+
+def judge_totals(metrics: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The totals of several judges together: counts and costs add up, of latencies ("..._s") the longest is kept."""
+    totals: dict[str, float] = {}
+    for of_judge in metrics:
+        for name, value in of_judge.items():
+            known = totals.get(name, 0.0)
+            totals[name] = max(known, value) if name.endswith("_s") else known + value
+    return totals
 
 
 def _seed(run_seed: int, ticket_id: str, attempt: int) -> int:

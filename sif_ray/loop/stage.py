@@ -1,43 +1,83 @@
-"""The stage `grpo`: start the actors, run the loop, keep the policy, end the actors."""
+"""The stage `grpo`: find where to start, run the loop, keep the policy.
+
+    read and check ─► newest checkpoint or the beginning ─► loop ─► policy, finished.json
+                              ▲                              │
+                              ├── a learner rank died ───────┤
+                              └── the next run of the stage ─┴── SIGTERM, Ctrl-C: the step ends and is saved
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import logging
+import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sif_ray import config as configuration
 from sif_ray.config import ConfigError, GrpoConfig, validate
 from sif_ray.datagen.dataset import read_samples
 from sif_ray.judge.factory import check_judge
-from sif_ray.learner.actor import LearnerGroup
+from sif_ray.learner.actor import LearnerDied, LearnerGroup
+from sif_ray.loop.checkpoint import Checkpoints, refuse_other_settings, run_settings
 from sif_ray.loop.evaluation import choose
-from sif_ray.loop.grpo import GrpoLoop
+from sif_ray.loop.grpo import GrpoLoop, prompt_images
 from sif_ray.loop.ledger import Ledger
+from sif_ray.loop.pool import Factory
 from sif_ray.loop.reservation import Reservation, reserved
 from sif_ray.loop.reward_actor import RewardActor
+from sif_ray.loop.trail import Trail
 from sif_ray.loop.workers import ActorFactory
 from sif_ray.method.progress import ProgressRecord
+from sif_ray.observe.completions import CompletionLog
+from sif_ray.observe.metrics import MetricsLog
 from sif_ray.observe.progress import Progress
 from sif_ray.observe.run_folder import RunFolder
+from sif_ray.observe.timeline import Timeline
+from sif_ray.observe.trackers import IDS_FILE, check_trackers, open_trackers
 from sif_ray.policy.model import resolve_model
-from sif_ray.records import Sample
+from sif_ray.records import Sample, ScoredGroup
 from sif_ray.resources.plan import make_plan
 from sif_ray.rollout.actor import RolloutActor
 from sif_ray.runtime import ray_session
 
 log = logging.getLogger(__name__)
 
+MAX_LEARNER_DEATHS = 3  # of a run; after one more it fails
+STOP_TIMEOUT_S = 120.0  # for the step under way and its checkpoint after SIGTERM or Ctrl-C
+FINISHED = "finished.json"
+TRAIL = "trained.jsonl"
+# What grows while the run does, and is continued after a resume.
+GROWING = ("metrics.jsonl", "timeline.jsonl", TRAIL, "completions.jsonl", "completions", "tensorboard", IDS_FILE)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, however often its actors are started."""
+
+    config: GrpoConfig
+    samples: Mapping[str, Sample]  # by sample id
+    eval_samples: Sequence[Sample]
+    folder: RunFolder
+    checkpoints: Checkpoints
+    engines: Factory
+    scorers: Factory
+    make_learner: Callable[[], LearnerGroup]
+
 
 def run(config: GrpoConfig) -> None:
-    """Improve `config.policy` by GRPO-SIF and write `checkpoint/`, `ledger.json`, `state/`, `metrics.jsonl` and
-    `timeline.jsonl` to `config.output`.
+    """Improve `config.policy` by GRPO-SIF. Writes to `config.output`: `checkpoint/` (the policy, Hugging Face layout),
+    `metrics.jsonl`, `timeline.jsonl`, `trained.jsonl` (`sif_ray.loop.trail`), `checkpoints/`
+    (`sif_ray.loop.checkpoint`) and, last, `finished.json` with the counts of the ledger.
 
-    An earlier run in the same folder is overwritten. Raises `ConfigError` for a request that cannot work, before
-    anything is started, and the first error of any part of the loop.
+    A run that was interrupted in the same folder is continued from its newest checkpoint, one that finished is left as
+    it is; `config.resume` = False starts over. Raises `ConfigError` for a request that cannot work, also when the
+    folder holds a run with other settings, before anything is started, and the first error of any part of the loop.
     """
     validate(config)
     plan = make_plan(config)
@@ -49,16 +89,55 @@ def run(config: GrpoConfig) -> None:
     )
     policy = _find_policy(config)
     check_judge(config.judge)
-    folder = RunFolder(Path(config.output).resolve(), config)  # absolute: actors may have another working directory
-    for name in ("metrics.jsonl", "timeline.jsonl"):  # they are appended to
-        (folder.path / name).unlink(missing_ok=True)
+    check_trackers(config.trackers)
+    output = Path(config.output).resolve()  # absolute: actors may have another working directory
+    settings = run_settings(replace(config, policy=policy), samples.values())
+    checkpoints = Checkpoints(output / "checkpoints", settings, config.checkpoints_kept)
+    if config.resume:
+        if _is_finished(output, settings):
+            return
+        checkpoints.check_newest()
     can_grow = config.ray.address != "local"
     with (
         ray_session(config.ray),
         reserved(plan.layout, timeout_s=config.placement.timeout_s, can_grow=can_grow) as room,
     ):
-        asyncio.run(_run(replace(config, policy=policy), samples, eval_samples, folder, room))
-    log.info("the policy is in %s", folder.path / "checkpoint")
+        remove_leftovers(output, checkpoints, config.resume)
+        parts = Parts(
+            config,
+            samples,
+            eval_samples,
+            RunFolder(output, config),
+            checkpoints,
+            engines=_engine_factory(config, policy, room),
+            scorers=_scorer_factory(config, output, room),
+            make_learner=lambda: LearnerGroup(replace(config, policy=policy), room.options),
+        )
+        asyncio.run(train(parts))
+    log.info("the policy is in %s", output / "checkpoint")
+
+
+def _is_finished(output: Path, settings: Mapping[str, Any]) -> bool:
+    path = output / FINISHED
+    if not path.is_file():
+        return False
+    finished = json.loads(path.read_text(encoding="utf-8"))
+    refuse_other_settings(finished["settings"], settings, str(path))
+    log.info("%s: finished before, after %d steps; resume=false runs it again", output, finished["version"])
+    return True
+
+
+def remove_leftovers(output: Path, checkpoints: Checkpoints, resume: bool) -> None:
+    """Remove what is incomplete and, when there is nothing to continue from, what an earlier run left."""
+    checkpoints.remove_incomplete()
+    if resume and checkpoints.newest_version() is not None:
+        return
+    checkpoints.remove_all()
+    for path in (output / name for name in (*GROWING, FINISHED)):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def make_ledger(config: GrpoConfig, sample_ids: list[str]) -> Ledger:
@@ -75,48 +154,99 @@ def make_ledger(config: GrpoConfig, sample_ids: list[str]) -> Ledger:
     )
 
 
-async def _run(
-    config: GrpoConfig,
-    samples: Mapping[str, Sample],
-    eval_samples: Sequence[Sample],
-    folder: RunFolder,
-    room: Reservation,
-) -> None:
+async def train(parts: Parts) -> None:
+    """Train to the end. When a learner rank dies, everything starts again from the newest checkpoint."""
+    settings = {key: value for key, (value, _) in configuration.differences(parts.config).items()}
+    deaths = 0
+    with (
+        parts.folder.metrics(open_trackers(parts.config.trackers, parts.folder.path, settings)) as metrics,
+        contextlib.closing(parts.folder.timeline()) as timeline,
+    ):
+        while True:
+            learner = parts.make_learner()
+            try:
+                return await _train_from_checkpoint(parts, learner, metrics, timeline)
+            except LearnerDied as error:
+                deaths += 1
+                if deaths > MAX_LEARNER_DEATHS:
+                    raise
+                version = parts.checkpoints.newest_version() or 0
+                log.warning("the run starts again from step %d (death %d of a learner): %s", version, deaths, error)
+            finally:
+                learner.shutdown()
+
+
+async def _train_from_checkpoint(parts: Parts, learner: LearnerGroup, metrics: MetricsLog, timeline: Timeline) -> None:
+    """From the newest checkpoint, or the beginning, to the finished policy."""
+    config, samples, checkpoints = parts.config, parts.samples, parts.checkpoints
     ledger = make_ledger(config, list(samples))
     record = ProgressRecord(config.profile)
-    learner = LearnerGroup(config, room.options)
-    metrics, timeline = folder.metrics(), folder.timeline()
+    groups: Mapping[str, ScoredGroup] = {}
+    version = checkpoints.newest_version()
+    if version is not None:
+        state = checkpoints.load(version, lambda sample_id: prompt_images(samples[sample_id], config.prompt))
+        ledger.load_state_dict(state.ledger)
+        record.load_state_dict(state.record)
+        groups = state.groups
+        log.info("continuing from step %d of %d with %d scored groups", version, ledger.num_steps, len(groups))
+    learner_is_up = asyncio.Event()
+
+    async def start_learner() -> None:
+        await learner.start(ledger.num_steps * config.objective.updates_per_batch)
+        if version is not None:
+            await learner.load_checkpoint(checkpoints.learner_folder(version))
+        learner_is_up.set()
+
+    with (
+        contextlib.closing(Trail(parts.folder.path / TRAIL, continue_from=ledger.version)) as trail,
+        contextlib.closing(CompletionLog(parts.folder.path, samples, ledger.num_steps)) as completions,
+        Progress("GRPO", total=ledger.num_steps, unit="steps", done=ledger.version) as progress,
+    ):
+        loop = GrpoLoop(
+            config,
+            samples,
+            ledger,
+            record,
+            engines=parts.engines,
+            scorers=parts.scorers,
+            learner=learner,
+            metrics=metrics,
+            timeline=timeline,
+            trail=trail,
+            save=lambda state: checkpoints.save(state, learner),
+            groups=groups,
+            progress=progress,
+            completions=completions,
+            eval_samples=parts.eval_samples,
+        )
+        await _run_or_stop(loop, start_learner(), learner_is_up)
+    await learner.save_policy(str(parts.folder.path / "checkpoint"))
+    finished = {"version": ledger.version, "counts": ledger.counts(), "dropped": ledger.dropped()}
+    parts.folder.write_json(FINISHED, finished | {"settings": checkpoints.settings})
+
+
+async def _run_or_stop(loop: GrpoLoop, learner_ready: Awaitable[None], learner_is_up: asyncio.Event) -> None:
+    """Run the loop to its end; when cancelled, to the end of its step, within `STOP_TIMEOUT_S`."""
+    running = asyncio.create_task(loop.run(learner_ready))
     try:
-        total_steps = ledger.num_steps * config.objective.updates_per_batch
-        with Progress("GRPO", total=ledger.num_steps, unit="steps") as progress:
-            loop = GrpoLoop(
-                config,
-                samples,
-                ledger,
-                record,
-                engines=_engine_factory(config, room),
-                scorers=_scorer_factory(config, folder, room),
-                learner=learner,
-                metrics=metrics,
-                timeline=timeline,
-                progress=progress,
-                eval_samples=eval_samples,
-            )
-            await loop.run(learner_ready=learner.start(total_steps))
-        await learner.save_policy(str(folder.path / "checkpoint"))
-        (folder.path / "state").mkdir(exist_ok=True)
-        folder.write_json("state/progress.json", record.state_dict())
-        folder.write_json("ledger.json", ledger.state_dict() | {"counts": ledger.counts()})
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        if learner_is_up.is_set():
+            log.info("stopping after this step, within %g s; interrupt again to stop at once", STOP_TIMEOUT_S)
+            loop.stop()
+            await asyncio.wait([running], timeout=STOP_TIMEOUT_S)
+        if running.done() and not running.cancelled() and (error := running.exception()) is not None:
+            log.error("the step was not saved: %r", error)
+        raise
     finally:
-        metrics.close()
-        timeline.close()
-        learner.shutdown()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
-def _engine_factory(config: GrpoConfig, room: Reservation) -> ActorFactory:
+def _engine_factory(config: GrpoConfig, policy: str, room: Reservation) -> ActorFactory:
     def make(name: str) -> Any:
         return RolloutActor.options(**room.options(name)).remote(
-            config.policy,
+            policy,
             config.engine,
             config.prompt,
             max_pixels=config.max_pixels,
@@ -127,9 +257,9 @@ def _engine_factory(config: GrpoConfig, room: Reservation) -> ActorFactory:
     return ActorFactory(make, start="start", shutdown="shutdown")
 
 
-def _scorer_factory(config: GrpoConfig, folder: RunFolder, room: Reservation) -> ActorFactory:
+def _scorer_factory(config: GrpoConfig, folder: Path, room: Reservation) -> ActorFactory:
     def make(name: str) -> Any:
-        return RewardActor.options(**room.options(name)).remote(config, str(folder.path), name.replace(" ", "-"))
+        return RewardActor.options(**room.options(name)).remote(config, str(folder), name.replace(" ", "-"))
 
     return ActorFactory(make)
 
