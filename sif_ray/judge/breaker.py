@@ -49,7 +49,7 @@ class Breaker:
             self._in_a_row, self._open_until_s = 0, None
         elif alive is not None:
             self._in_a_row += 1
-            if self._in_a_row >= self._failures or self._probing:
+            if self._in_a_row >= self._failures:
                 self._open()
         self._probing = False
         self._changed.set()
