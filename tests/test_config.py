@@ -43,6 +43,8 @@ def test_a_file_and_overrides_are_merged_in_order(tmp_path):
         (["engine.max_model_len=1"], ["engine.max_model_len = 1"]),
         (["objective.clip_high=nan"], ["objective.clip_high = nan"]),
         (["engine.num_gpus=1", "engine.tensor_parallel_size=2"], ["engine: num_gpus = 1", "tensor_parallel_size = 2"]),
+        (["weight_transfer=ipc"], ["weight_transfer = 'ipc'", "object_store, gloo or nccl"]),
+        (["weight_transfer=nccl", "engine.num_gpus=1"], ["weight_transfer = 'nccl'", "learner.num_gpus_per_rank = 0"]),
         (["engine.num_gpus=2"], ["engine: num_gpus = 2 with tensor_parallel_size = 1", "set both to the same number"]),
         (["engine.num_gpus=1.5", "engine.tensor_parallel_size=2"], ["num_gpus = 1.5", "one GPU for each"]),
         (["ray.object_store_mib=1"], ["ray.object_store_mib = 1"]),
@@ -55,7 +57,6 @@ def test_a_file_and_overrides_are_merged_in_order(tmp_path):
             ["judge.max_wait_s (300)", "lease_timeout_s (300)"],
         ),
         (["sampling.temperature=2.5"], ["sampling.temperature = 2.5", "[0, 2]"]),
-        (["groups_per_step=2", "learner.num_ranks=3"], ["groups_per_step (2)", "learner.num_ranks (3)"]),
         (["sampling.max_tokens=4096"], ["sampling.max_tokens (4096)", "engine.max_model_len (4096)"]),
         (["learner.micro_batch_tokens=4095"], ["learner.micro_batch_tokens (4095)", "engine.max_model_len (4096)"]),
         (["learner.dtype=bfloat16"], ["learner.dtype = 'bfloat16' on CPUs", "learner.num_gpus_per_rank"]),
@@ -96,8 +97,8 @@ def test_depth_actors_need_a_range():
 
 
 def test_what_is_wrong_inside_a_block_is_said_with_the_block():
-    with pytest.raises(ConfigError, match=r"^grpo: groups_per_step \(1\) is below learner\.num_ranks \(2\)"):
-        load("quickstart", None, ["grpo.groups_per_step=1", "grpo.learner.num_ranks=2"])
+    with pytest.raises(ConfigError, match=r"^grpo: sampling\.max_tokens \(4096\) leaves no room"):
+        load("quickstart", None, ["grpo.sampling.max_tokens=4096"])
 
 
 def test_splits_of_a_file_replace_the_default(tmp_path):

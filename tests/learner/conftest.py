@@ -6,8 +6,11 @@ import io
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import peft
 import pytest
+import torch
 from PIL import Image
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from sif_ray.config import PromptConfig
 from sif_ray.policy.processor import PolicyProcessor
@@ -51,6 +54,23 @@ def process_group_of_one() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def processor(tiny_policy: str) -> PolicyProcessor:
     return PolicyProcessor(tiny_policy)
+
+
+@pytest.fixture(scope="session")
+def merge_by_peft(tiny_policy: str) -> Callable[..., dict[str, torch.Tensor]]:
+    """merge_by_peft(parameters, alpha): the tiny policy with the adapter weights among `parameters`, as peft's own
+    model of transformers' own policy merges them."""
+
+    def merge(parameters: dict[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
+        adapter = {f"base_model.model.{name}": value for name, value in parameters.items() if ".lora_" in name}
+        layers = sorted({name.split(".lora_")[0].removeprefix("base_model.model.") for name in adapter})
+        rank = next(len(value) for name, value in adapter.items() if ".lora_A" in name)
+        policy = Qwen2_5_VLForConditionalGeneration.from_pretrained(tiny_policy, dtype=torch.float32)
+        model = peft.get_peft_model(policy, peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers))
+        assert not model.load_state_dict(adapter, strict=False).unexpected_keys
+        return {name: value.detach() for name, value in model.merge_and_unload().named_parameters()}
+
+    return merge
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import ray
 import torch
 
 from sif_ray.config import GrpoConfig, LearnerConfig, LoraConfig
+from sif_ray.learner import process_group
 from sif_ray.learner.actor import LearnerDied, LearnerGroup
 from sif_ray.learner.engine import LearnerEngine, LearnerError
 from sif_ray.rollout.weights import read_tensors
@@ -98,7 +99,7 @@ def test_two_ranks_agree_with_one(ray_local, process_group_of_one, tiny_policy, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [LoraConfig(), DROPPING_LORA])
-def test_fresh_ranks_resume_exactly(ray_local, tiny_policy, make_group, tmp_path, lora):
+def test_fresh_ranks_resume_exactly(ray_local, tiny_policy, make_group, merge_by_peft, tmp_path, lora):
     groups = [make_group(0), make_group(1, (4, 11))]
     config = config_of(tiny_policy, num_ranks=2, zero_stage=3, lora=lora)
 
@@ -106,6 +107,11 @@ def test_fresh_ranks_resume_exactly(ray_local, tiny_policy, make_group, tmp_path
         async with started(config) as learner:
             await learner.train(groups, version=0)
             await learner.save_checkpoint(str(tmp_path), {"version": 1})
+            if lora.rank:  # what two ranks publish together is what peft makes of what they have saved
+                saved = consolidated(str(tmp_path))
+                parameters = {name.removeprefix("policy."): value for name, value in saved.items()}
+                merged = merge_by_peft(parameters, alpha=2 * lora.rank)
+                assert differences(await published(learner, 1), merged).max() < 1e-7
             expected = await learner.train(groups, version=1)
             weights = await published(learner, 2)
             await learner.restart()
@@ -142,6 +148,13 @@ def test_ranks_end_with_one_that_is_killed_and_start_afresh(ray_local, tiny_poli
             assert await learner.train(small, version=0) == pytest.approx(first, rel=1e-4)
 
     asyncio.run(killed_in_mid_step())
+
+
+def consolidated(folder: str) -> dict[str, torch.Tensor]:
+    process_group.load_deepspeed()
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    return get_fp32_state_dict_from_zero_checkpoint(folder, exclude_frozen_parameters=True)
 
 
 def processes(title: str) -> list[psutil.Process]:

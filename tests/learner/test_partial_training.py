@@ -5,11 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from peft.tuners.lora import LoraLayer
 
 from sif_ray.config import ConfigError, GrpoConfig, LearnerConfig, LoraConfig, ObjectiveConfig, validate
 from sif_ray.learner.engine import LearnerEngine, LearnerError
-from sif_ray.policy.adapter import add_adapter
 from sif_ray.policy.model import load_policy
 
 RATE, BETA = 1e-3, 0.1
@@ -52,33 +50,21 @@ def own_parameters(engine) -> dict[str, torch.Tensor]:
         return {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
 
 
-def merged_by_peft(tiny_policy, parameters) -> dict[str, torch.Tensor]:
-    policy = load_policy(tiny_policy)
-    add_adapter(policy, LORA)
-    policy.load_state_dict(parameters, strict=False)
-    merged = {}
-    for name, layer in policy.named_modules():
-        if isinstance(layer, LoraLayer):
-            layer.merge()
-            merged[f"{name}.weight"] = layer.base_layer.weight.detach()
-    return merged
-
-
 @pytest.mark.parametrize("zero_stage", [0, slow(2), 3])
 def test_lora_publishes_merged_weights_and_takes_the_policy_without_adapters_as_reference(
-    tiny_policy, groups, start, zero_stage, tmp_path
+    tiny_policy, groups, start, merge_by_peft, zero_stage, tmp_path
 ):
     engine = engine_of(tiny_policy, BETA, zero_stage=zero_stage, lora=LORA, micro_batch_tokens=150)
     first = engine.train_step(groups, version=0)
     assert first["kl"] == pytest.approx(0, abs=1e-6)
     before = own_parameters(engine)
     found = published(engine)
-    merged = merged_by_peft(tiny_policy, before)
-    assert list(found) == list(start)
-    assert len(merged) == 29
+    merged = merge_by_peft(before, LORA.alpha)
+    assert list(found) == list(merged) == list(start)
     for name, value in found.items():
-        torch.testing.assert_close(value, merged.get(name, start[name]), atol=1e-7, rtol=0, msg=name)
-        assert torch.equal(value, start[name]) == (name not in merged), name
+        torch.testing.assert_close(value, merged[name], atol=1e-7, rtol=0, msg=name)
+        adapted = f"{name.removesuffix('.weight')}.lora_A.default.weight" in before
+        assert torch.equal(value, start[name]) != adapted, name
     after = own_parameters(engine)
     assert all(torch.equal(after[name], before[name]) for name in before)
     engine.save_policy(str(tmp_path / "policy"))

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from sif_ray.config import ConfigError, EngineConfig, GrpoConfig, LearnerConfig, SamplingConfig
+from sif_ray.config import ConfigError, EngineConfig, GrpoConfig, JudgeConfig, LearnerConfig, SamplingConfig
 from sif_ray.datagen.dataset import ACCEPTED, FORMAT, MANIFEST, ROW_SCHEMA
 from sif_ray.loop import stage
 from sif_ray.method import depth_code
@@ -124,7 +124,10 @@ def test_three_steps_with_real_engine_and_learner(ray_local, dataset, tmp_path):
         ({"split": "nonsense"}, "nonsense"),
         ({"policy": "runs/no/such/checkpoint"}, "policy = 'runs/no/such/checkpoint'"),
         ({"epochs": 0.01}, "epochs = 0.01"),
-        ({"groups_per_step": 1, "learner": LearnerConfig(num_ranks=2)}, "groups_per_step"),
+        (
+            {"judge": JudgeConfig(kind="llm", model="m", base_url="http://127.0.0.1:9/v1", max_retries=0)},
+            "judge: 'm' at http://127.0.0.1:9/v1 gave no score",
+        ),
         ({"num_engines": 40}, r"42 logical CPUs \(1 learner \+ 40 engine \+ 1 reward\) exceed the 4"),
     ],
 )
