@@ -88,7 +88,6 @@ def run(config: GrpoConfig) -> None:
         choose(_read(config, config.eval_split), config.eval_samples, config.seed) if config.eval_every else []
     )
     policy = _find_policy(config)
-    check_judge(config.judge)
     check_trackers(config.trackers)
     output = Path(config.output).resolve()  # absolute: actors may have another working directory
     settings = run_settings(replace(config, policy=policy), samples.values())
@@ -97,6 +96,7 @@ def run(config: GrpoConfig) -> None:
         if _is_finished(output, settings):
             return
         checkpoints.check_newest()
+    check_judge(config.judge)
     can_grow = config.ray.address != "local"
     with (
         ray_session(config.ray),
