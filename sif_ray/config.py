@@ -128,15 +128,14 @@ class ObjectiveConfig:
     """The loss of a GRPO step (sif_ray.learner.objective). The defaults are GRPO as released with SIFThinker, plus the
     truncated importance weight."""
 
-    surrogate: str = "clip"  # "clip" (PPO, GRPO), "gspo" (ratio of whole sequences) or "cispo" (clipped weight)
-    clip_low: float = 0.2  # ratios are clipped to [1 - clip_low, 1 + clip_high]; GSPO's are about 3e-4;
-    clip_high: float = 0.2  # DAPO takes 0.2 and 0.28; clip_low = 1 sets no lower bound
+    surrogate: str = "clip"  # "clip" (PPO, GRPO), "gspo" (ratio of whole sequences) or "cispo" (ratio as a weight)
+    clip_low: float = 0.2  # ratios are clipped to [1 - clip_low, 1 + clip_high]; 1 = no lower bound
+    clip_high: float = 0.2  # DAPO takes 0.28; sequence ratios need bounds of about 3e-4
     ratio_to: str = "proximal"  # policy before the batch's first update; "behaviour" = what the engine sampled from
     updates_per_batch: int = 1  # optimiser updates on the whole batch, one policy version in all (mu of GRPO)
     importance_cap: float = 2.0  # truncation of proximal / behaviour probability; 0 = no correction
     advantage_norm: str = "std"  # of a group: "std" divides by the deviation, "mean" only centres (Dr. GRPO)
-    loss_mean: str = "sequence"  # "sequence": of sequences' token means; "token": of all tokens (DAPO);
-    # "constant": each sequence's token sum over sampling.max_tokens (Dr. GRPO)
+    loss_mean: str = "sequence"  # of token means, "token" (DAPO) or "constant" (token sum / max_tokens, Dr. GRPO)
     kl_beta: float = 0.04  # weight of the k3 KL against the warm-up policy; 0 = no reference model is held
 
 
