@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -207,13 +207,3 @@ def mark(mean: float, ci95: Sequence[float], low: float, high: float, signed: bo
     number = "{:+.3f}" if signed else "{:.3f}"
     words = f"{number.format(mean)} [{number.format(ci95[0])}, {number.format(ci95[1])}]"
     return Mark(clipped[0], clipped[1], clipped[2], words)
-
-
-def histogram(values: Sequence[float], top: int) -> list[tuple[int, int, float]]:
-    """(whole number, how many values round to it, per cent of the most frequent) from 0 to at least `top`."""
-    counts: Mapping[int, int] = {
-        number: sum(round(value) == number for value in values)
-        for number in range(max([top, *(round(value) for value in values)]) + 1)
-    }
-    most = max(counts.values()) or 1
-    return [(number, count, 100 * count / most) for number, count in counts.items()]

@@ -19,11 +19,11 @@ from sif_ray.records import Sample, ScoredGroup
 FILE = "completions.jsonl"
 MAX_PICTURES = 400  # files of a run; about 20 MB at most
 SIDE_PX = 384  # longer side of each of the two pictures in a file
-GAP_PX = 8
+GAP_PX = 6
 MAX_TEXT_CHARS = 8000  # of a completion in the file; a policy that rambles must not fill the disk
 MAX_STEPS_BEHIND = 8  # that wait to be drawn
 
-FOCUS, CASE, TRUTH = (255, 216, 61), (0, 0, 0), (255, 255, 255)
+FOCUS, CASE, TRUTH, GREY = (255, 216, 61), (0, 0, 0), (255, 255, 255), (128, 128, 128)
 SHADE = 0.58  # brightness outside the focus
 
 
@@ -136,7 +136,7 @@ def draw(sample: Sample, focus: Sequence[Box]) -> bytes:
     """A JPEG of photograph and depth map side by side: focus yellow on dimmed surroundings, evidence white."""
     pictures = [_draw(encoded, sample.boxes, focus) for encoded in (sample.image, sample.depth_image)]
     height = max(picture.height for picture in pictures)
-    joined = Image.new("RGB", (sum(picture.width for picture in pictures) + GAP_PX, height), "white")
+    joined = Image.new("RGB", (sum(picture.width for picture in pictures) + GAP_PX, height), GREY)
     joined.paste(pictures[0], (0, 0))
     joined.paste(pictures[1], (pictures[0].width + GAP_PX, 0))
     buffer = io.BytesIO()
@@ -156,7 +156,7 @@ def _draw(encoded: bytes, truth: Sequence[Box], focus: Sequence[Box]) -> Image.I
         picture = Image.composite(picture, picture.point(lambda value: value * SHADE), inside)
     pen = ImageDraw.Draw(picture)
     for box in truth:
-        _outline(pen, _pixels(box, size), TRUTH, 1)
+        _outline(pen, _pixels(box, size), TRUTH, 2)
     for box in focus:
         _outline(pen, _pixels(box, size), FOCUS, 3)
     return picture

@@ -16,8 +16,8 @@ SUMMED = {"sync_bytes": "sif_ray_synced_bytes"}  # values of a step that are als
 
 
 class Prometheus:
-    """`reward/box` is the gauge `sif_ray_reward{of="box"}`, `entropy` the gauge `sif_ray_entropy`; of the shares
-    `staleness/0`, `staleness/1`, ... every step adds 100 observations to the histogram `sif_ray_staleness`; the counters
+    """`reward/box` is the gauge `sif_ray_reward{of="box"}`, `entropy` the gauge `sif_ray_entropy`; the
+    shares `staleness/0`, `staleness/1`, ... add 100 observations a step to the histogram `sif_ray_staleness`; counters
     are `sif_ray_steps` and those of `SUMMED`. Every series has the label `run`.
 
     Needs a running Ray from the first `log` on.
@@ -28,6 +28,7 @@ class Prometheus:
     def __init__(self, run: str) -> None:
         self._labels = {"run": run}
         self._gauges: dict[str, Gauge] = {}
+        self._last_step: int | None = None
         self._steps = Counter("sif_ray_steps", "optimiser steps", ("run",))
         self._sums = {name: Counter(metric, f"sum of {name}", ("run",)) for name, metric in SUMMED.items()}
         self._staleness = Histogram(
@@ -35,15 +36,18 @@ class Prometheus:
         )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._steps.inc(1, self._labels)
+        again = step == self._last_step  # with the values of an evaluation; what adds up is counted already
+        self._last_step = step
+        if not again:
+            self._steps.inc(1, self._labels)
         for name, value in values.items():
             family, _, of = name.partition("/")
             if family == "staleness" and of.isdigit():
-                for _ in range(round(100 * value)):
+                for _ in range(0 if again else round(100 * value)):
                     self._staleness.observe(float(of), self._labels)
             elif math.isfinite(value):
                 self._gauge(family).set(value, self._labels | {"of": of})
-                if name in self._sums and value > 0:
+                if name in self._sums and value > 0 and not again:
                     self._sums[name].inc(value, self._labels)
 
     def close(self, ok: bool) -> None:

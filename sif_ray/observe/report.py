@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
+from PIL import Image
 
 from sif_ray import config as configuration
+from sif_ray.method.trace import find_answer
 from sif_ray.observe import charts
 from sif_ray.observe.examples import RULE, examples, served_example
 from sif_ray.observe.progress import format_seconds
@@ -29,10 +32,19 @@ REWARD_PLOTS = (
     ("reward/box", "box", "hierarchical IoU and bonus"),
     ("reward/depth", "depth", "share of depths within 10 %"),
     ("iou_last", "last-box IoU", "hierarchical IoU, no reward"),
+    ("eval/total", "total reward, held out", "greedy, the same items every time"),
+)
+PACE_PLOTS = (
+    ("engine_idle_share", "engines without a request", "share of the step"),
+    ("learner_idle_share", "learner without a batch", "share of the step"),
+    ("sync_s", "weight transfer", "seconds per step"),
+    ("judge/latency_p95_s", "judge", "seconds per call, 95th percentile"),
 )
 HEALTH_PLOTS = (
     ("entropy", "entropy", "nats per token"),
     ("kl", "KL to the warm-up policy", "nats per token"),
+    ("clip_share", "clipped", "share of tokens"),
+    ("no_spread_share", "groups without reward spread", "share of groups; they teach nothing"),
     ("completion_tokens_mean", "completion length", "tokens"),
     ("generated_tokens_per_s", "generation", "tokens/s"),
     ("parity_mean_abs", "engine against learner", "mean |Δ log-prob|"),
@@ -78,9 +90,11 @@ def render(run: RunFiles) -> str:
         served=served_example(run.response) if run.response else None,
         rewards=[plot for entry in REWARD_PLOTS if (plot := _plot(run.grpo, *entry, "kind-train"))],
         weights=run.config.grpo.rewards,
+        kept=kept_completions(run),
+        pace=[plot for entry in PACE_PLOTS if (plot := _plot(run.grpo, *entry, "kind-generate", from_zero=True))],
         health=[plot for entry in HEALTH_PLOTS if (plot := _plot(run.grpo, *entry, "kind-sync"))],
         warmup=_plot(run.warmup, "loss", "warm-up loss", "nats per assistant token", "kind-generate", from_zero=True),
-        staleness=charts.histogram(column(run.grpo, "staleness_max")[1], run.config.grpo.max_staleness),
+        ages=token_ages(run.grpo, run.config.grpo.max_staleness),
         lanes=charts.lane_chart(run.timeline) if run.timeline else None,
         types=question_types(run),
         comparison=comparison(run),
@@ -157,6 +171,38 @@ def tiles(run: RunFiles, summary: Mapping[str, Any]) -> list[dict[str, str]]:
     if run.stage_seconds:
         tile("all stages", format_seconds(summary["total_seconds"]), f"min:s on {run.environment['num_cpus']} cores")
     return found
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def token_ages(records: Sequence[Mapping[str, float]], window: int) -> list[tuple[int, float]]:
+    """(policy versions behind the learner, per cent of all trained tokens), from 0 to at least `window`."""
+    tokens: dict[int, float] = dict.fromkeys(range(window + 1), 0.0)
+    for record in records:
+        for name, share in record.items():
+            family, _, age = name.partition("/")
+            if family == "staleness" and np.isfinite(share):
+                tokens[int(age)] = tokens.get(int(age), 0.0) + share * record["trained_tokens"]
+    total = sum(tokens.values())
+    return [(age, 100 * tokens[age] / total) for age in sorted(tokens)] if total else []
+
+
+def kept_completions(run: RunFiles) -> list[dict[str, Any]]:
+    """Best and worst completion of the first, the middle and the last step that has pictures."""
+    drawn = [line for line in run.completions if line["picture"] and (run.path / "grpo" / line["picture"]).exists()]
+    steps = sorted({line["step"] for line in drawn})
+    chosen = sorted({steps[0], steps[len(steps) // 2], steps[-1]}) if steps else []
+    return [_kept(run.path / "grpo" / line["picture"], line) for line in drawn if line["step"] in chosen]
+
+
+def _kept(path: Path, line: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **line,
+        "answer": find_answer(line["text"]) or "no answer",
+        "picture": f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}",
+        "size": Image.open(path).size,
+    }
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from sif_ray import config as configuration
 from sif_ray.observe import jsonl
+from sif_ray.observe.completions import read_completions
 from sif_ray.observe.metrics import read_metrics
 from sif_ray.observe.timeline import Span, read_timeline
 from sif_ray.records import Sample, sample_from_row
@@ -28,6 +29,7 @@ class RunFiles:
     warmup: list[dict[str, float]]  # one record per logged step
     grpo: list[dict[str, float]]
     timeline: list[Span]
+    completions: list[dict[str, Any]]  # best and worst of every step
     results: dict[str, Any] | None  # of the evaluation
     items: list[dict[str, Any]]
     response: dict[str, Any] | None  # what was served
@@ -73,6 +75,7 @@ def read_run(run_dir: str | Path) -> RunFiles:
         warmup=read_metrics(metrics["warmup"]) if metrics["warmup"].exists() else [],
         grpo=read_metrics(metrics["grpo"]) if metrics["grpo"].exists() else [],
         timeline=read_timeline(timeline) if timeline.exists() else [],
+        completions=read_completions(path / "grpo"),
         results=_json(path / "evaluate" / "results.json"),
         items=jsonl.read(items) if items.exists() else [],
         response=_json(path / "serve" / "response.json"),

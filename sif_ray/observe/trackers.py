@@ -29,7 +29,7 @@ IDS_FILE = "trackers.json"
 PACKAGES = {"wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}  # of the extra `trackers`
 
 
-def check(names: Sequence[str]) -> None:
+def check_trackers(names: Sequence[str]) -> None:
     """Raise `ConfigError` if a tracker's package is missing. Imports and starts nothing."""
     for name in names:
         missing = [package for package in PACKAGES.get(name, ()) if importlib.util.find_spec(package) is None]
@@ -45,7 +45,7 @@ def open_trackers(names: Sequence[str], folder: Path, settings: Mapping[str, Any
 
     Raises `ConfigError` where one does not open, e.g. for want of an account or a server.
     """
-    check(names)
+    check_trackers(names)
     opened: list[Tracker] = []
     for name in names:
         try:

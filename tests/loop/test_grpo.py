@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import random
 
 import numpy as np
 import pytest
-from loop_fakes import FakeEngine, FakeScorer, Rig
+from loop_fakes import FakeEngine, FakeLearner, FakeScorer, Rig
 
 from sif_ray.config import PromptConfig
-from sif_ray.loop.grpo import LoopError
+from sif_ray.loop.grpo import LoopError, judge_totals
 from sif_ray.loop.rewarder import ScoringFailed
 from sif_ray.rollout.errors import RolloutRequestError
 
@@ -96,13 +97,33 @@ def test_metrics_of_every_step():
     steps = [step for step, _ in rig.recorder.metrics]
     assert steps == [1, 2, 3, 4, 5]
     names = (
-        "reward/total reward/format reward/answer reward/box reward/depth answer_score iou_last loss groups_no_spread "
-        "completions_per_s generated_tokens_per_s completion_tokens_mean truncated_share sync_s sync_bytes"
+        "reward/total reward/format reward/answer reward/box reward/depth answer_score iou_last loss no_spread_share "
+        "completions_per_s generated_tokens_per_s completion_tokens_mean truncated_share sync_s sync_bytes "
+        "learner_idle_share engine_idle_share tickets/pending tickets/leased tickets/trained tickets/dropped"
     )
     for _, values in rig.recorder.metrics:
         assert set(names.split()) <= values.keys()
     first = rig.recorder.metrics[0][1]
-    assert first["reward/total"] == 0.5 and first["completion_tokens_mean"] == 10 and first["groups_no_spread"] == 0
+    assert first["reward/total"] == 0.5 and first["completion_tokens_mean"] == 10 and first["no_spread_share"] == 0
+    assert [values["tickets/trained"] for _, values in rig.recorder.metrics] == [3, 6, 9, 12, 14]
+    last = rig.recorder.metrics[-1][1]
+    assert 9 <= last["judge/calls"] <= 14 and last["judge/latency_p95_s"] == 0.5  # asked beside the loop
+
+
+@pytest.mark.parametrize(("engine_s", "learner_s"), [(0.1, 0.0), (0.0, 0.1)])
+def test_who_waits_for_the_slow_one_is_idle(engine_s, learner_s):
+    rig = Rig(max_staleness=0, slow_s=engine_s)
+    rig.learner = FakeLearner(random.Random(0), slow_s=learner_s)
+    rig.run()
+    engine = np.mean([values["engine_idle_share"] for _, values in rig.recorder.metrics])
+    learner = np.mean([values["learner_idle_share"] for _, values in rig.recorder.metrics])
+    idle, busy = (learner, engine) if engine_s else (engine, learner)
+    assert idle > 0.6 and idle > busy + 0.2
+
+
+def test_totals_of_judges_add_up_but_latencies_do_not():
+    judges = [{"judge/calls": 3.0, "judge/latency_p95_s": 0.2}, {"judge/calls": 4.0, "judge/latency_p95_s": 0.5}, {}]
+    assert judge_totals(judges) == {"judge/calls": 7.0, "judge/latency_p95_s": 0.5}
 
 
 # --- weights and parity ----------------------------------------------------------------------------------------------
@@ -163,7 +184,7 @@ def test_prompt_that_an_engine_refuses_is_dropped_and_the_run_goes_on():
     rig.run()
     assert len(rig.learner.trained) == 13
     assert rig.ledger.dropped() == {"0/p3": "request refused: prompt too long"}
-    assert rig.recorder.metrics[-1][1]["tickets_dropped"] == 1
+    assert rig.recorder.metrics[-1][1]["tickets/dropped"] == 1
 
 
 def test_run_that_trained_nothing_fails():
@@ -232,4 +253,4 @@ def test_groups_without_spread_are_counted():
 
     rig = Rig()
     rig.scorers = [Flat(rig.scorers[0].rng)]
-    assert rig.run().recorder.metrics[0][1]["groups_no_spread"] == 3
+    assert rig.run().recorder.metrics[0][1]["no_spread_share"] == 1

@@ -17,15 +17,17 @@ from PIL import Image
 
 from sif_ray import config as configuration
 from sif_ray.evaluate.results import summarise
+from sif_ray.judge.scoring import score_terms, weighted_total
 from sif_ray.method import depth_code
 from sif_ray.method.boxes import Box
 from sif_ray.method.expansion import forward_frames
 from sif_ray.method.rewards import box_iou_reward, box_reward, depth_reward, format_reward
 from sif_ray.method.trace import AreaBox, Step, Trace, find_answer, parse
+from sif_ray.observe.completions import CompletionLog
 from sif_ray.observe.metrics import MetricsLog
 from sif_ray.observe.run_folder import RunFolder
 from sif_ray.observe.timeline import Timeline
-from sif_ray.records import SAMPLE_SCHEMA, Sample, sample_to_row
+from sif_ray.records import SAMPLE_SCHEMA, Rollout, RolloutGroup, Sample, ScoredGroup, sample_to_row
 from sif_ray.toyworld.questions import CHANCE, QUESTION_TYPES, draw_questions
 from sif_ray.toyworld.render import render
 from sif_ray.toyworld.scenes import SIZE_PX, make_scene
@@ -47,6 +49,7 @@ def plant_run(path: Path, num_scenes: int = 60) -> Path:
     folder.write_json("stages.json", {name: {"seconds": value} for name, value in seconds.items()})
     _write_warmup(path / "warmup", rng)
     _write_grpo(path / "grpo", rng)
+    _write_completions(path / "grpo", samples, rng)
     _write_evaluation(path / "evaluate", samples, rng)
     _write_response(path / "serve", samples[0], rng)
     return path
@@ -134,14 +137,20 @@ def _write_grpo(folder: Path, rng: np.random.Generator) -> None:
                 "kl": 0.08 * done,
                 "entropy": 0.9 - 0.3 * done,
                 "ratio_mean": 1.0,
-                "clip_share": 0.02,
+                "clip_share": 0.02 + 0.01 * float(rng.random()),
                 "is_weight_mean": 0.99,
                 "grad_norm": 0.7,
                 "staleness_max": float(rng.choice([0, 1, 1, 1, 2])),
                 "staleness_mean": 0.8,
-                "sync_s": 0.12,
+                "staleness/0": 0.3,
+                "staleness/1": 0.6,
+                "staleness/2": 0.1,
+                "trained_tokens": 1800.0,
+                "sync_s": 0.12 + 0.02 * float(rng.random()),
+                "learner_idle_share": 0.15 + 0.05 * float(rng.random()),
+                "engine_idle_share": 0.3 + 0.1 * float(rng.random()),
                 "sync_bytes": 8.1e6,
-                "groups_no_spread": 1.0,
+                "no_spread_share": 0.25 - 0.1 * done + 0.05 * float(rng.random()),
                 "completions_per_s": 41 + float(rng.normal()),
                 "generated_tokens_per_s": 2600 + 40 * float(rng.normal()),
                 "completion_tokens_mean": 58 - 4 * done,
@@ -163,6 +172,40 @@ def _write_grpo(folder: Path, rng: np.random.Generator) -> None:
         timeline.span("learner 0", "wait", now_s + 0.72 + train_s, now_s + 1.2 + train_s, step=step)
         now_s += 0.6 + train_s + sync_s
     timeline.close()
+
+
+def _write_completions(folder: Path, samples: list[Sample], rng: np.random.Generator) -> None:
+    """Through the real log: one group of two rollouts in each of three steps."""
+    log = CompletionLog(folder, {sample.sample_id: sample for sample in samples}, num_steps=STEPS)
+    tokens, logprobs = np.arange(4, dtype=np.int32), np.zeros(4, np.float32)
+    for step, noise in ((1, 0.15), (STEPS // 2, 0.06), (STEPS, 0.01)):
+        sample = samples[step % len(samples)]
+        texts = [answer_text(sample, rng, noise, right=True), answer_text(sample, rng, 0.25, right=False)]
+        texts[1] = texts[1] if step > 1 else "<think>I see a room <area>[{"
+        group = RolloutGroup(
+            f"{sample.sample_id}@0",
+            sample.sample_id,
+            tokens,
+            (sample.image, sample.depth_image),
+            ((1, 8, 8), (1, 8, 8)),
+            tuple(Rollout(tokens, logprobs, ((step - 1, 4),), "stop", text) for text in texts),
+        )
+        terms = [
+            score_terms(
+                text,
+                target_boxes=sample.boxes,
+                target_answer=sample.answer,
+                depth_rel=depth_of(sample),
+                answer_score=float(find_answer(text) == sample.answer),
+                previous=None,
+                profile="corrected",
+            )
+            for text in texts
+        ]
+        rewards_G = np.array([weighted_total(of_text, configuration.RewardConfig()) for of_text in terms], np.float32)
+        terms_G = {name: np.array([of_text[name] for of_text in terms], np.float32) for name in terms[0]}
+        log.keep(step, [ScoredGroup(group, rewards_G, terms_G)])
+    log.close()
 
 
 def _write_evaluation(folder: Path, samples: list[Sample], rng: np.random.Generator) -> None:

@@ -19,6 +19,7 @@ def series(ray_local) -> dict[tuple[str, str], float]:
     sink = Prometheus("test/prometheus")
     sink.log(1, {"reward/total": 1.0, "kl": 0.5, "sync_bytes": 100.0, "staleness/0": 0.75, "staleness/1": 0.25})
     sink.log(2, {"reward/total": 1.25, "reward/box": 0.5, "sync_bytes": 50.0, "staleness/2": 1.0, "kl": float("nan")})
+    sink.log(2, {"eval/total": 2.0, "sync_bytes": 50.0, "staleness/2": 1.0})  # an evaluation of the same step
     sink.close(True)
     deadline_s = time.monotonic() + EXPORTED_WITHIN_S
     while time.monotonic() < deadline_s:
@@ -48,6 +49,7 @@ def test_gauges_hold_the_last_finite_value(series):
     assert series["ray_sif_ray_reward", "total"] == 1.25
     assert series["ray_sif_ray_reward", "box"] == 0.5
     assert series["ray_sif_ray_kl", ""] == 0.5
+    assert series["ray_sif_ray_eval", "total"] == 2.0
     assert series["ray_sif_ray_sync_bytes", ""] == 50.0
 
 

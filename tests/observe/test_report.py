@@ -16,10 +16,10 @@ from PIL import Image
 
 from sif_ray.observe import examples
 from sif_ray.observe.charts import line_plot, nice_ticks, running_mean
-from sif_ray.observe.report import headline, render, write_report
+from sif_ray.observe.report import headline, kept_completions, render, token_ages, write_report
 from sif_ray.observe.run_files import RunFiles, read_run
 
-SECTIONS = ["examples", "rewards", "types", "comparison", "busy", "health", "served", "goals", "how"]
+SECTIONS = ["examples", "rewards", "completions", "types", "comparison", "busy", "health", "served", "goals", "how"]
 VOID = {"meta", "br", "input", "link"}
 
 
@@ -70,7 +70,7 @@ def test_every_section_is_there(page):
 
 def test_nothing_outside_the_file_is_named(page, planted):
     links = [value for _, name, value in page.attributes if name in ("href", "src", "action", "srcset", "poster")]
-    assert links and all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+    assert links and all(link.startswith(("#", "data:image/png;base64,", "data:image/jpeg;base64,")) for link in links)
     source = (planted / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"https?://|@import|url\((?!#)", source)
 
@@ -104,6 +104,29 @@ def test_examples_follow_their_rule(run):
             assert all(abs(box.stated_depth - box.map_depth) < 1e-3 for box in look.rectangles)
 
 
+def test_completions_of_the_first_a_middle_and_the_last_step_are_shown(run):
+    kept = kept_completions(run)
+    assert [(line["step"], line["role"]) for line in kept] == [
+        (step, role) for step in (1, 60, 120) for role in ("best", "worst")
+    ]
+    assert all(line["answer"] == line["reference"] for line in kept if line["role"] == "best")
+    assert kept[1]["answer"] == "no answer" and kept[1]["total"] == 0.0
+
+
+def test_a_run_whose_pictures_are_gone_shows_none(run):
+    run.completions[:] = [line | {"picture": f"{line['picture']}.gone"} for line in run.completions]
+    assert kept_completions(run) == []
+
+
+def test_ages_of_tokens_are_weighted_by_tokens():
+    steps = [
+        {"staleness/0": 1.0, "trained_tokens": 100.0, "staleness_max": 0.0},
+        {"staleness/0": 0.5, "staleness/3": 0.5, "trained_tokens": 300.0},
+    ]
+    assert token_ages(steps, window=1) == [(0, 62.5), (1, 0.0), (3, 37.5)]
+    assert token_ages([{"loss": 1.0}], window=1) == []
+
+
 def test_large_photographs_are_shrunk():
     buffer = io.BytesIO()
     Image.new("RGB", (2000, 1000)).save(buffer, "JPEG")
@@ -115,6 +138,8 @@ def test_hostile_text_of_the_policy_stays_text(run):
     attack = "<script>alert(1)</script><img src=x onerror=alert(2)>"
     for item in run.items:
         item["text"] = re.sub(r"<text>.*?</text>", f"<text>{attack}</text>", item["text"])
+    for line in run.completions:
+        line |= {"question": attack, "reference": attack, "text": f"<answer>{attack}</answer>"}
     run.response["response"] |= {"answer": attack, "text": attack}
     run.response["question"] = attack
     run.environment["platform"] = attack
@@ -126,7 +151,7 @@ def test_hostile_text_of_the_policy_stays_text(run):
 
 def test_a_run_without_later_stages_says_so(run):
     bare = dataclasses.replace(
-        run, stage_seconds={}, warmup=[], grpo=[], timeline=[], results=None, items=[], response=None
+        run, stage_seconds={}, warmup=[], grpo=[], timeline=[], completions=[], results=None, items=[], response=None
     )
     page = Page(render(bare))
     words = " ".join(page.words)

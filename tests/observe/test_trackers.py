@@ -97,8 +97,8 @@ def test_a_missing_package_is_refused_with_the_way_out():
         import importlib.util
         find = importlib.util.find_spec
         importlib.util.find_spec = lambda name: None if name == "wandb" else find(name)
-        from sif_ray.observe.trackers import check
-        check(["tensorboard", "wandb"])
+        from sif_ray.observe.trackers import check_trackers
+        check_trackers(["tensorboard", "wandb"])
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
     assert done.returncode != 0
