@@ -207,6 +207,7 @@ class GrpoLoop:
         self._judges: dict[str, dict[str, float]] = {}  # totals by scorer, as far as they have answered
         self._eval_samples = eval_samples
         self._evaluation: asyncio.Task[None] | None = None
+        self._evaluated_version = -1
         self._evaluated: dict[str, float] = {}  # metrics of an evaluation, not logged yet
         self._logged: dict[str, float] = {}  # metrics of the last step
         self._published = ledger.version  # what engines should hold
@@ -401,11 +402,16 @@ class GrpoLoop:
     async def _score(self, lease: Lease, group: RolloutGroup) -> None:
         texts_G = [rollout.text for rollout in group.rollouts]
         previous = self._record.previous(lease.sample_id, lease.epoch)
-        scores = await self._scores_of(f"ticket {lease.ticket_id}", texts_G, self._samples[lease.sample_id], previous)
+        sample = self._samples[lease.sample_id]
+        scores = await self._scores_of(
+            f"ticket {lease.ticket_id}", texts_G, sample, previous, wanted=lambda: self._ledger.holds(lease)
+        )
+        if not self._ledger.holds(lease):
+            return
         if isinstance(scores, ScoringFailed):
             log.warning("ticket %s has no rewards: %s", lease.ticket_id, scores.reason)
             self._ledger.failed(lease, scores.reason, retry=scores.retry)
-        elif self._ledger.holds(lease):
+        else:
             self._record.update(lease.sample_id, scores.terms_G["answer_score"].tolist(), lease.epoch)
             if self._config.dynamic_sampling and not has_spread(scores.rewards_G):
                 self._ledger.failed(lease, NO_SPREAD, retry=False)
@@ -416,9 +422,14 @@ class GrpoLoop:
         self._notify()
 
     async def _scores_of(
-        self, what: str, texts_G: Sequence[str], sample: Sample, previous: float | None
+        self,
+        what: str,
+        texts_G: Sequence[str],
+        sample: Sample,
+        previous: float | None,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> GroupScores | ScoringFailed:
-        """Rewards of texts by the scorer with the least to do; if it dies, by another one."""
+        """Rewards of texts by the scorer with the least to do; if it dies, by another one while they are `wanted`."""
 
         def idlest() -> Member | None:
             return min(self._scorers.ready, key=lambda scorer: scorer.calls, default=None)
@@ -431,8 +442,10 @@ class GrpoLoop:
                     scores = await self._scorers.call(
                         scorer, f"score {what}", scorer.worker.score(texts_G, sample, previous)
                     )
-            except WorkerDiedError:
-                continue
+            except WorkerDiedError as error:
+                if wanted():
+                    continue
+                return ScoringFailed(f"scorer lost: {error}", retry=True)
             self._timeline.span(scorer.name, "score", started_s, time.time(), step=self._ledger.version)
             return scores
 
@@ -560,6 +573,8 @@ class GrpoLoop:
         self._evaluation = self._tasks.create_task(self._evaluate(version), name="evaluate")
 
     async def _evaluate(self, version: int) -> None:
+        self._evaluated_version = version
+
         async def score(text: str, sample: Sample) -> GroupScores | ScoringFailed:
             return await self._scores_of(f"the held-out answer to {sample.sample_id}", [text], sample, None)
 
@@ -589,15 +604,21 @@ class GrpoLoop:
             self._notify()
 
     async def _end_evaluation(self) -> None:
-        """Wait for the evaluation that runs, evaluate the last version too, and log it with the last step."""
+        """Wait for the evaluation that runs and evaluate the last version too; each gives the last step one more line,
+        of which the later counts."""
         if not self._config.eval_every:
             return
         if self._evaluation is not None:
             await self._evaluation
-        if self._ledger.version % self._config.eval_every:
+            self._log_evaluation()
+        if self._evaluated_version != self._ledger.version:
             await self._evaluate(self._ledger.version)
+            self._log_evaluation()
+
+    def _log_evaluation(self) -> None:
         if self._evaluated:
             self._metrics.log(self._ledger.version, self._logged | self._evaluated)
+        self._evaluated = {}
 
     # --- parity ------------------------------------------------------------------------------------------------------
 

@@ -170,7 +170,8 @@ class Pool(Generic[AnyMember]):
     async def _while_alive(self, member: AnyMember, answer: Awaitable[Result]) -> Result:
         pending = asyncio.ensure_future(answer)
         try:
-            await asyncio.wait({pending, member.lost}, return_when=asyncio.FIRST_COMPLETED)
+            both: list[asyncio.Future[Any]] = [pending, member.lost]
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if not pending.done():
                 raise WorkerDiedError(member.lost.result())
             return pending.result()
@@ -207,7 +208,7 @@ class Pool(Generic[AnyMember]):
     async def _fill(self, member: AnyMember) -> WorkerDiedError | None:
         """The life of one worker; returns what it died of, None when it was let go."""
         try:
-            member.worker = await self.call(member, "start", self._start(member.name))
+            await self.call(member, "start", self._start(member))
             await self._while_alive(member, self._attend(member))
         except WorkerDiedError as error:
             return error
@@ -218,9 +219,9 @@ class Pool(Generic[AnyMember]):
                 await self._factory.end(member.worker)
         return None
 
-    async def _start(self, name: str) -> Any:
+    async def _start(self, member: AnyMember) -> None:
         try:
-            return await self._factory.start(name)
+            member.worker = await self._factory.start(member.name)
         except (ConfigError, WeightSyncError):  # another attempt would end in the same way
             raise
         except Exception as error:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 
 @dataclass
@@ -25,11 +27,11 @@ class Watchdog:
     """Keeps the calls under way and finds the party that is stuck. Reads time only through `now_s`.
 
     Example:
-        >>> clock = iter([0.0, 601.0])
+        >>> clock = iter([0.0, 601.0, 602.0])
         >>> dog = Watchdog(600.0, now_s=lambda: next(clock))
-        >>> with dog.call("engine 0", "generate ticket 0/p3"):
+        >>> with dog.call("engine 0", "generate 0/p3"):
         ...     dog.stuck()
-        {'engine 0': 'has answered nothing for 601 s; 1 call under way, the oldest for 601 s: generate ticket 0/p3'}
+        {'engine 0': 'has answered nothing for 601 s; 1 call under way, the oldest for 601 s: generate 0/p3'}
     """
 
     def __init__(self, stuck_after_s: float, now_s: Callable[[], float] = time.monotonic) -> None:
@@ -102,8 +104,20 @@ def _tell(party: _Party, now_s: float) -> str:
 
 
 def task_stacks() -> str:
-    """Where every asyncio task of this event loop waits: its innermost frames, as Python prints them."""
-    text = io.StringIO()
-    for task in sorted(asyncio.all_tasks(), key=lambda task: task.get_name()):
-        task.print_stack(limit=6, file=text)
-    return text.getvalue()
+    """Where the asyncio tasks of this event loop wait, outermost call first; tasks that wait in one place share a line.
+
+    Example line: `3 tasks: grpo.py:383 _roll_out > pool.py:164 call > pool.py:173 _while_alive > locks.py:213 wait`.
+    """
+    counts = Counter(" > ".join(_frames(task)) for task in asyncio.all_tasks() if task is not asyncio.current_task())
+    return "\n".join(f"{count} task{'s' * (count > 1)}: {stack}" for stack, count in sorted(counts.items()))
+
+
+def _frames(task: asyncio.Task[Any]) -> Iterator[str]:
+    awaited: Any = task.get_coro()
+    while awaited is not None:
+        # Coroutines, asynchronous generators and plain generators name the same two things differently.
+        frame = next((frame for kind in ("cr", "ag", "gi") if (frame := getattr(awaited, f"{kind}_frame", None))), None)
+        if frame is not None:
+            yield f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
+        inner = (getattr(awaited, name, None) for name in ("cr_await", "ag_await", "gi_yieldfrom"))
+        awaited = next((found for found in inner if found is not None), None)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
 import torch
 
 from sif_ray.config import EngineConfig, GrpoConfig
+from sif_ray.loop.checkpoint import RunState
 from sif_ray.loop.grpo import GrpoLoop
 from sif_ray.loop.ledger import Ledger
+from sif_ray.loop.pool import WorkerDiedError
 from sif_ray.loop.rewarder import GroupScores, ScoringFailed
 from sif_ray.method.progress import ProgressRecord
 from sif_ray.records import Rollout, RolloutGroup, Sample
+from sif_ray.rollout.errors import EngineDiedError
 from sif_ray.rollout.weights import Receipt, make_update
 
-TERMS = ("format", "answer", "box", "depth", "iou_last", "answer_score")
+TERMS = ("format", "answer", "box", "depth", "search", "binary", "iou_last", "answer_score")
 
 
 class FakeEngine:
@@ -49,6 +52,45 @@ class FakeEngine:
         )
 
 
+class Mortal:
+    """Calls that fail once `die` was called, and by chance."""
+
+    def __init__(self, rng: random.Random, error: type[Exception], death_rate: float) -> None:
+        self.rng, self.error, self.death_rate = rng, error, death_rate
+        self.death = asyncio.Event()
+
+    def die(self) -> None:
+        self.death.set()
+
+    async def call(self, answer: Awaitable[Any]) -> Any:
+        if self.rng.random() < self.death_rate:
+            self.die()
+        tasks = [asyncio.ensure_future(answer), asyncio.ensure_future(self.death.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if self.death.is_set():
+                raise self.error("killed by the test")
+            return tasks[0].result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class MortalEngine(FakeEngine):
+    """Dies with `life.die()`, and by chance at any call."""
+
+    def __init__(self, rng: random.Random, slow_s: float = 0.01, death_rate: float = 0.0) -> None:
+        super().__init__(rng, slow_s)
+        self.life = Mortal(rng, EngineDiedError, death_rate)
+
+    async def generate(self, request) -> RolloutGroup:
+        return await self.life.call(super().generate(request))
+
+    async def update_weights(self, update) -> Receipt:
+        return await self.life.call(super().update_weights(update))
+
+
 class FakeScorer:
     def __init__(self, rng: random.Random, slow_s: float = 0.01) -> None:
         self.rng, self.slow_s = rng, slow_s
@@ -59,6 +101,21 @@ class FakeScorer:
         self.previous.setdefault(sample.sample_id, []).append(previous)
         scores_G = np.linspace(0, 1, len(texts_G), dtype=np.float32)
         return GroupScores(scores_G, dict.fromkeys(TERMS, scores_G))
+
+    async def metrics(self) -> dict[str, float]:
+        calls = sum(len(previous) for previous in self.previous.values())
+        return {"judge/calls": float(calls), "judge/latency_p95_s": 0.5}
+
+
+class MortalScorer(FakeScorer):
+    """Dies with `life.die()`, and by chance at any call."""
+
+    def __init__(self, rng: random.Random, slow_s: float = 0.01, death_rate: float = 0.0) -> None:
+        super().__init__(rng, slow_s)
+        self.life = Mortal(rng, WorkerDiedError, death_rate)
+
+    async def score(self, texts_G, sample, previous) -> GroupScores | ScoringFailed:
+        return await self.life.call(super().score(texts_G, sample, previous))
 
 
 class FakeFactory:
@@ -72,7 +129,11 @@ class FakeFactory:
     async def start(self, name: str) -> Any:
         worker = self.workers[len(self.started)] if len(self.started) < len(self.workers) else self.make()
         self.started.append((name, worker))
-        await asyncio.sleep(self.rng.random() * self.slow_s)
+        try:
+            await asyncio.sleep(self.rng.random() * self.slow_s)
+        except asyncio.CancelledError:
+            self.ended.append(worker)
+            raise
         return worker
 
     async def end(self, worker: Any) -> None:
@@ -111,17 +172,25 @@ class FakeLearner:
 
 
 class Recorder:
-    """Metrics and timeline in memory."""
+    """Metrics, timeline, trail and saved states in memory."""
 
     def __init__(self) -> None:
         self.metrics: list[tuple[int, dict[str, float]]] = []
         self.spans: list[tuple[str, str, float, float, int]] = []
+        self.trail: list[tuple[int, list[str]]] = []
+        self.saved: list[RunState] = []
 
     def log(self, step, values) -> None:
         self.metrics.append((step, dict(values)))
 
     def span(self, lane, kind, start_s, end_s, **labels) -> None:
         self.spans.append((lane, kind, start_s, end_s, labels["step"]))
+
+    def trained(self, version, groups) -> None:
+        self.trail.append((version, [scored.group.ticket_id for scored in groups]))
+
+    async def save(self, state) -> None:
+        self.saved.append(state)
 
 
 class Rig:
@@ -170,6 +239,8 @@ class Rig:
                 learner=self.learner,
                 metrics=self.recorder,
                 timeline=self.recorder,
+                trail=self.recorder,
+                save=self.recorder.save,
                 eval_samples=self.eval_samples,
             )
             task = asyncio.create_task(loop.run())
