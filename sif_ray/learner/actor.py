@@ -16,12 +16,13 @@ from sif_ray.learner.engine import LearnerEngine
 from sif_ray.learner.microbatches import spread
 from sif_ray.records import FloatArray, RolloutGroup, ScoredGroup
 from sif_ray.rollout.weights import WeightUpdate, make_update
+from sif_ray.rollout.wire import Outbox, SentByActor
 
 DEATH_NOTICE_S = 10.0  # after a rank's error, for Ray to say that it is the death of another: peers may see it first
 
 
 class LearnerDied(RuntimeError):
-    """A rank is gone, and with it what all ranks together held: restart them and load the last checkpoint."""
+    """A rank is gone, and with it what all ranks together held: start a new group and load the last checkpoint."""
 
 
 class LearnerActor:
@@ -43,6 +44,7 @@ class LearnerActor:
         if self._store is None:
             self._store = process_group.reach_store(host, port)
         process_group.join(self._rank, self._world_size, self._store)
+        self._outbox = None if config.weight_transfer == "object_store" else Outbox(config.weight_transfer)
         self._engine = LearnerEngine(
             config.learner,
             config.policy,
@@ -59,12 +61,20 @@ class LearnerActor:
         return self._engine.log_probs(groups)
 
     def publish(self, version: int) -> WeightUpdate | None:
-        """The weights in the object store, from rank 0; the other ranks take part in the gathers."""
+        """The weights, from rank 0, in the object store or held to be sent; other ranks take part in the gathers."""
         if self._rank == 0:
-            return make_update(version, self._engine.weight_buckets(), put=ray.put)
+            if self._outbox is None:
+                return make_update(version, self._engine.weight_buckets(), put=ray.put)
+            update = make_update(version, self._engine.weight_buckets())
+            return self._outbox.hold(update, SentByActor(ray.get_runtime_context().current_actor, version))
         for _ in self._engine.weight_buckets():
             pass
         return None
+
+    def send(self, version: int, host: str, port: int, num_workers: int) -> None:
+        """Send a published version to the workers of one engine."""
+        assert self._outbox is not None
+        self._outbox.send(version, host, port, num_workers)
 
     def save_policy(self, output: str) -> None:
         self._engine.save_policy(output)
@@ -83,11 +93,7 @@ class LearnerGroup:
     Example:
         learner = LearnerGroup(config)
         await learner.start(total_steps=150)
-        try:
-            metrics = await learner.train(groups, version=0)
-        except LearnerDied:
-            await learner.restart()
-            await learner.load_checkpoint(folder)
+        metrics = await learner.train(groups, version=0)
         update = await learner.publish(version=1)
         learner.shutdown()
     """
@@ -97,23 +103,17 @@ class LearnerGroup:
         default they are the CPUs and GPUs of `config.learner`, anywhere."""
         self._config = config
         learner = config.learner
-        self._options = options or (
-            lambda _: {"num_cpus": learner.num_cpus_per_rank, "num_gpus": learner.num_gpus_per_rank}
-        )
-        self._total_steps = 0
-        self._ranks = self._make_ranks()
+        anywhere = {"num_cpus": learner.num_cpus_per_rank, "num_gpus": learner.num_gpus_per_rank}
+        actor = ray.remote(LearnerActor)
+        self._ranks = [
+            actor.options(**(options(f"learner {rank}") if options else anywhere)).remote(rank, learner.num_ranks)
+            for rank in range(learner.num_ranks)
+        ]
 
     async def start(self, total_steps: int) -> None:
         """Load the policy on every rank; `total_steps` optimiser updates are the learning-rate schedule's length."""
-        self._total_steps = total_steps
         host, port = await self._call(0, "open_store")
         await self._on_every_rank("start", self._config, total_steps, host, port)
-
-    async def restart(self) -> None:
-        """End every rank, whatever it is doing, and start fresh ones as `start` did: with `config.policy`."""
-        self.shutdown()
-        self._ranks = self._make_ranks()
-        await self.start(self._total_steps)
 
     async def train(self, groups: Sequence[ScoredGroup], version: int) -> dict[str, float]:
         """One step on the groups, at least one, spread over the ranks by tokens; the metrics of the whole step."""
@@ -143,13 +143,9 @@ class LearnerGroup:
         return (await self._on_every_rank("load_checkpoint", folder))[0]
 
     def shutdown(self) -> None:
-        """End the ranks."""
+        """End the ranks, whatever they are doing."""
         for rank in self._ranks:
             ray.kill(rank)
-
-    def _make_ranks(self) -> list[Any]:
-        actor, count = ray.remote(LearnerActor), self._config.learner.num_ranks
-        return [actor.options(**self._options(f"learner {rank}")).remote(rank, count) for rank in range(count)]
 
     async def _on_every_rank(self, method: str, *arguments: Any) -> list[Any]:
         return await self._together([self._call(rank, method, *arguments) for rank in range(len(self._ranks))])
@@ -168,8 +164,8 @@ class LearnerGroup:
             return await getattr(self._ranks[rank], method).remote(*arguments)
         except (RayActorError, OutOfMemoryError) as error:
             raise LearnerDied(
-                f"rank {rank} of {len(self._ranks)} died in {method}: {str(error).splitlines()[0]}; restart the "
-                "learner and load its last checkpoint"
+                f"rank {rank} of {len(self._ranks)} died in {method}: {str(error).splitlines()[0]}; start a "
+                "new learner from the last checkpoint"
             ) from error
 
 

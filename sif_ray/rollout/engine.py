@@ -8,7 +8,7 @@ import hashlib
 import io
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,13 @@ from sif_ray.config import EngineConfig, PromptConfig, SamplingConfig
 from sif_ray.policy.model import resolve_model
 from sif_ray.policy.processor import PolicyInputError, PolicyProcessor, decode_image
 from sif_ray.records import RecordError, Rollout, RolloutGroup
+from sif_ray.rollout import wire
 from sif_ray.rollout.environment import engine_environment, environment
 from sif_ray.rollout.errors import EngineDiedError, RolloutRequestError, WeightSyncError
 from sif_ray.rollout.staging import staged_size, staging_file, write_staged
-from sif_ray.rollout.weights import ByteArray, Receipt, WeightUpdate
+from sif_ray.rollout.weights import ByteArray, Receipt, WeightUpdate, specs_to_rows
+
+POLL_S = 0.02  # how often an engine looks whether the learner has come to send
 
 if TYPE_CHECKING:
     from vllm.config.model import ModelDType
@@ -172,8 +175,8 @@ class RolloutEngine:
     async def update_weights(self, update: WeightUpdate) -> Receipt:
         """Replace the weights while requests are in flight; they go on under the new version.
 
-        The update is fetched and staged while generation goes on, verified by the workers between two of its steps and
-        loaded in a pause. Raises `WeightSyncError` for an update that is damaged or incomplete, naming the tensor, or
+        The update is fetched while generation goes on, verified by the workers between two of its steps and loaded in a
+        pause. Raises `WeightSyncError` for an update that is damaged or incomplete, naming the tensor, or
         no newer than the engine's version (the engine keeps its weights and its version), `EngineDiedError` when
         loading fails half-way (the engine is ended).
         """
@@ -184,10 +187,7 @@ class RolloutEngine:
                 raise WeightSyncError(
                     f"{self.engine_id} holds version {self._version}; the update to version {update.version} is stale"
                 )
-            buckets = await _fetch(update.buckets)
-            with staging_file(staged_size(buckets)) as path:
-                manifest = await asyncio.to_thread(write_staged, path, update.version, update.tensors, buckets)
-                await client.verify_weights(manifest)
+            await (_verify_staged(client, update) if update.send is None else _verify_sent(client, update))
             paused = time.monotonic()
             async with client.paused():
                 version, num_tensors, num_bytes, checksum = await client.load_verified(update.version)
@@ -230,6 +230,38 @@ def _rollout(completion: Completion, processor: PolicyProcessor) -> Rollout:
         finish_reason=completion.finish_reason,
         text=processor.decode(completion.token_ids_T.tolist()),
     )
+
+
+async def _verify_staged(client: VllmClient, update: WeightUpdate) -> None:
+    """Fetch the buckets, hand them to the workers in a file and have them verified."""
+    buckets = await _fetch(update.buckets)
+    with staging_file(staged_size(buckets)) as path:
+        manifest = await asyncio.to_thread(write_staged, path, update.version, update.tensors, buckets)
+        await client.verify_weights(manifest)
+
+
+async def _verify_sent(client: VllmClient, update: WeightUpdate) -> None:
+    """Have the learner send the buckets to the workers, and have them verified there."""
+    assert update.send is not None
+    host = client.address
+    store = await asyncio.to_thread(wire.open_store, host)
+    manifest = {
+        "version": update.version,
+        "tensors": specs_to_rows(update.tensors),
+        "num_bytes": list(update.buckets),
+        "host": host,
+        "port": store.port,
+    }
+    sending = asyncio.ensure_future(_awaited(update.send(host, store.port, client.num_workers)))
+    while not store.check([wire.BACKEND_KEY]):  # a learner in the middle of a step comes after it
+        if sending.done():
+            await sending
+        await asyncio.sleep(POLL_S)
+    await asyncio.gather(client.verify_weights(manifest), sending)
+
+
+async def _awaited(call: Awaitable[None]) -> None:
+    await call
 
 
 async def _fetch(buckets: Iterable[Any]) -> list[ByteArray]:

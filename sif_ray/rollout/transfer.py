@@ -1,4 +1,4 @@
-"""The vLLM side of a weight update: the `object_store` backend and the worker extension that reports about it.
+"""The vLLM side of a weight update: a weight transfer backend of our own and the worker extension that reports on it.
 
 Importing this module registers the backend; vLLM imports it in every worker, because `WorkerExtension` is the engine's
 `worker_extension_cls`. The order of an update is
@@ -28,9 +28,10 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from sif_ray.rollout.errors import WeightSyncError
 from sif_ray.rollout.orphans import end_with_owner
 from sif_ray.rollout.staging import Manifest, open_staged
-from sif_ray.rollout.weights import check_coverage, read_tensors, update_checksum
+from sif_ray.rollout.weights import check_coverage, read_tensors, specs_from_rows, update_checksum
+from sif_ray.rollout.wire import receive_buckets
 
-BACKEND = "object_store"
+BACKEND = "verified"
 WORKER_EXTENSION = f"{__name__}.WorkerExtension"
 
 
@@ -43,12 +44,12 @@ def policy_shapes(model: str) -> dict[str, tuple[int, ...]]:
 
 
 @dataclass
-class ObjectStoreInit(WeightTransferInitInfo):
+class VerifiedInit(WeightTransferInitInfo):
     """Nothing to agree on: the worker knows its model."""
 
 
 @dataclass
-class ObjectStoreUpdate(WeightTransferUpdateInfo):
+class VerifiedUpdate(WeightTransferUpdateInfo):
     version: int  # of the update that `verify` has accepted
 
 
@@ -60,24 +61,28 @@ class _Verified:
     tensors: list[tuple[str, torch.Tensor]]
 
 
-class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdate]):
-    """Loads updates that an actor fetched from Ray's object store and staged in a file."""
+class VerifiedTransfer(WeightTransferEngine[VerifiedInit, VerifiedUpdate]):
+    """Loads updates that were staged in a file by the engine's actor, or that the learner sends to the workers."""
 
-    init_info_cls = ObjectStoreInit
-    update_info_cls = ObjectStoreUpdate
+    init_info_cls = VerifiedInit
+    update_info_cls = VerifiedUpdate
     supports_draft_weight_update = False
 
-    def init_transfer_engine(self, init_info: ObjectStoreInit) -> None:
+    def init_transfer_engine(self, init_info: VerifiedInit) -> None:
         self._expected = policy_shapes(self.model_config.model)
         self._verified: _Verified | None = None
 
     def verify(self, manifest: Manifest) -> None:
-        """Check every tensor of a staged update against its spec and the policy, and keep the mapping for loading.
+        """Check every tensor of an update against its spec and the policy, and keep the bytes for loading.
 
         Raises `WeightSyncError`; the model has not been touched then.
         """
         self._verified = None
-        specs, buckets = open_staged(manifest)
+        if "path" in manifest:
+            specs, buckets = open_staged(manifest)
+        else:
+            specs = specs_from_rows(manifest["tensors"])
+            buckets = receive_buckets(manifest, self.parallel_config.rank, self.parallel_config.world_size)
         check_coverage(specs, self._expected)
         tensors = list(read_tensors(specs, buckets))
         num_bytes = sum(spec.num_bytes for spec in specs)
@@ -93,7 +98,7 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdat
         if self.device.type != "cpu":  # the base class asks an accelerator that a CPU engine does not have
             torch.accelerator.synchronize()
 
-    def receive_weights(self, update_info: ObjectStoreUpdate) -> None:
+    def receive_weights(self, update_info: VerifiedUpdate) -> None:
         verified = self._verified
         if verified is None or verified.version != update_info.version:
             raise WeightSyncError(f"version {update_info.version} is not the one that was verified")
@@ -106,7 +111,7 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdat
         finalize_layerwise_reload(self.model, self.model_config)
 
     def receipt(self) -> tuple[int, int, int, int]:
-        """(version, tensors, bytes, checksum) of the update just loaded; the mapped bytes are let go."""
+        """(version, tensors, bytes, checksum) of the update just loaded; its bytes are let go."""
         verified, self._verified = self._verified, None
         if verified is None:
             raise WeightSyncError("no weight update was loaded")
@@ -119,10 +124,10 @@ class ObjectStoreTransfer(WeightTransferEngine[ObjectStoreInit, ObjectStoreUpdat
 class WorkerExtension:
     """Methods that vLLM adds to its worker class, called through `collective_rpc`."""
 
-    weight_transfer_engine: ObjectStoreTransfer
+    weight_transfer_engine: VerifiedTransfer
 
     def verify_weights(self, manifest: Manifest) -> str:
-        """Why a staged update is refused, "" when it is not: a refusal is an answer, not a worker's failure."""
+        """Why an update is refused, "" when it is not: a refusal is an answer, not a worker's failure."""
         try:
             self.weight_transfer_engine.verify(manifest)
         except WeightSyncError as error:
@@ -130,12 +135,12 @@ class WorkerExtension:
         return ""
 
     def weight_receipt(self) -> tuple[int, int, int, int]:
-        """See `ObjectStoreTransfer.receipt`."""
+        """See `VerifiedTransfer.receipt`."""
         return self.weight_transfer_engine.receipt()
 
 
 if BACKEND not in WeightTransferEngineFactory._registry:
-    WeightTransferEngineFactory.register_engine(BACKEND, ObjectStoreTransfer)
+    WeightTransferEngineFactory.register_engine(BACKEND, VerifiedTransfer)
 end_with_owner()
 # Rotary layers have no weights and are reported as "failed to load" on every update; coverage is checked above.
 logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)

@@ -26,6 +26,7 @@ from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, Wei
 from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
+from vllm.utils.network_utils import get_ip
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import StatLoggerBase
@@ -130,7 +131,8 @@ class VllmClient:
             disable_log_stats=True,  # vLLM's own loggers; ours counts
             **arguments,
         )
-        self._num_workers = config.tensor_parallel_size
+        self.num_workers = config.tensor_parallel_size
+        self.address = get_ip()  # of this machine, as others reach it; VLLM_HOST_IP wins
         self.counters = Counters()
         self._llm = AsyncLLM.from_engine_args(
             engine_args, stat_loggers=[lambda vllm_config, index: _CounterLogger(self.counters)]
@@ -186,7 +188,7 @@ class VllmClient:
         raise EngineDiedError(f"request {request_id} ended without an output")
 
     async def verify_weights(self, manifest: Manifest) -> None:
-        """Have every worker check a staged update; raises `WeightSyncError` with the reasons of those that refuse."""
+        """Have every worker check an update; raises `WeightSyncError` with the reasons of those that refuse."""
         with _engine_errors():
             reasons = await self._llm.collective_rpc("verify_weights", args=(manifest,))
         if any(reasons):
@@ -206,7 +208,7 @@ class VllmClient:
             raise
 
     async def load_verified(self, version: int) -> tuple[int, int, int, int]:
-        """Load the verified update while paused and label what follows; see `ObjectStoreTransfer.receipt`.
+        """Load the verified update while paused and label what follows; see `VerifiedTransfer.receipt`.
 
         Every tensor-parallel worker must give the same receipt.
         """
@@ -220,9 +222,9 @@ class VllmClient:
             raise
         except Exception as error:  # vLLM reports a worker's failure as a bare Exception
             raise EngineDiedError(f"version {version} was loaded in part; the engine is ended: {error}") from error
-        if len(receipts) != self._num_workers or len({tuple(receipt) for receipt in receipts}) != 1:
+        if len(receipts) != self.num_workers or len({tuple(receipt) for receipt in receipts}) != 1:
             raise EngineDiedError(
-                f"version {version}: the receipts of {self._num_workers} workers must be equal, they are {receipts}; "
+                f"version {version}: the receipts of {self.num_workers} workers must be equal, they are {receipts}; "
                 "the engine is ended"
             )
         return tuple(receipts[0])

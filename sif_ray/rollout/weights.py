@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -47,16 +47,24 @@ class TensorSpec:
         return math.prod(self.shape) * _DTYPES[self.dtype].itemsize
 
 
+class SendBuckets(Protocol):
+    """Has the learner send an update's buckets to the `num_workers` workers that wait at a store."""
+
+    def __call__(self, host: str, port: int, num_workers: int) -> Awaitable[None]: ...
+
+
 @dataclass(frozen=True)
 class WeightUpdate:
     """All weights of one policy version.
 
-    `buckets` are flat uint8 arrays or references to them (a Ray object store keeps one copy for every engine).
+    `buckets` are flat uint8 arrays or references to them (a Ray object store keeps one copy for every engine); where
+    the learner sends them over a process group (`sif_ray.rollout.wire`), `send` asks it to and `buckets` are sizes.
     """
 
     version: int
     tensors: tuple[TensorSpec, ...]
     buckets: tuple[Any, ...]
+    send: SendBuckets | None = None
 
     @property
     def checksum(self) -> int:

@@ -114,6 +114,23 @@ def test_three_steps_with_real_engine_and_learner(ray_local, dataset, tmp_path):
     assert busy_share(spans, "learner 0", ["train"]) > 0
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_sharded_weights_reach_two_engines_over_process_groups(ray_local, dataset, tmp_path):
+    learner = LearnerConfig(
+        num_ranks=2, zero_stage=3, learning_rate=5e-3, weight_decay=20.0, lr_schedule="constant", num_cpus_per_rank=0.5
+    )
+    engine = EngineConfig(max_model_len=512, max_num_seqs=8, kv_cache_gib=0.25, num_cpus=0.5)
+    stage.run(config_of(dataset, tmp_path, weight_transfer="gloo", num_engines=2, learner=learner, engine=engine))
+
+    steps = read_metrics(tmp_path / "metrics.jsonl")
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    assert steps[2]["kl"] > 1e-4
+    assert max(step["parity_mean_abs"] for step in steps) < 1e-3
+    num_bytes = sum(t.nbytes for t in load_file(tmp_path / "checkpoint" / "model.safetensors").values())
+    assert max(step["sync_bytes"] for step in steps) == 2 * num_bytes  # an engine that starts later joins later
+
+
 # --- requests that cannot work ---------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sif_ray.policy.model import save_policy
 from sif_ray.records import Rollout
 from sif_ray.rollout.engine import RolloutEngine
 from sif_ray.rollout.errors import EngineDiedError, WeightSyncError
+from sif_ray.rollout.wire import Outbox
 
 CONFIG = EngineConfig(max_model_len=640, max_num_seqs=16, kv_cache_gib=0.5)
 BLOCK = 32  # tokens of the prefix cache on a CPU
@@ -144,6 +146,9 @@ def test_tensor_parallel_workers_hold_one_policy(tmp_path: Path) -> None:
             receipt = await engine.update_weights(new.update(1))
             assert receipt.checksum == new.update(1).checksum
             await check(engine, new, 1)
+            outbox = Outbox("gloo")
+            await engine.update_weights(outbox.hold(old.update(2), partial(asyncio.to_thread, outbox.send, 2)))
+            await check(engine, old, 2)
             halves: list[dict[str, Any]] = await _digests(engine)
             assert len(halves) == 2 and halves[0] != halves[1]
         finally:

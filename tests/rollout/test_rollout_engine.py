@@ -20,6 +20,7 @@ from sif_ray.rollout.actor import RolloutActor
 from sif_ray.rollout.engine import RolloutRequest
 from sif_ray.rollout.errors import EngineDiedError, RolloutRequestError, WeightSyncError
 from sif_ray.rollout.weights import Receipt, TensorSpec, WeightUpdate
+from sif_ray.rollout.wire import Outbox, SentByActor
 
 CONFIG = EngineConfig(max_model_len=640, max_num_seqs=16, kv_cache_gib=1.0)
 LOGPROB_TOLERANCE = 1e-3
@@ -191,6 +192,36 @@ def test_nothing_computed_with_old_weights_is_used_after_an_update(actor: Any, n
     assert rollout.version_spans[0][0] == FIRST_VERSION + 1
     np.testing.assert_array_equal(rollout.token_ids_T, new.logits(group, rollout).argmax(-1))
     np.testing.assert_allclose(rollout.logprobs_T, new.logprobs(group, rollout), atol=LOGPROB_TOLERANCE)
+
+
+def test_weights_sent_over_a_process_group_are_checked_like_those_of_the_object_store(
+    actor: Any, old: Reference, new: Reference
+) -> None:
+    version = FIRST_VERSION + 2
+    learner = ray.remote(num_cpus=0)(Outbox).remote("gloo")
+    update = old.update(version)
+    spec = update.tensors[40]
+    update.buckets[spec.bucket][spec.offset_bytes] ^= 1
+    sent = ray.get(learner.hold.remote(update, SentByActor(learner, version)))
+    with pytest.raises(WeightSyncError, match=re.escape(f"{spec.name}: checksum")):
+        ray.get(actor.update_weights.remote(sent))
+    group = _generate(actor, make_request("still new", max_tokens=6))
+    np.testing.assert_allclose(
+        group.rollouts[0].logprobs_T, new.logprobs(group, group.rollouts[0]), atol=LOGPROB_TOLERANCE
+    )
+
+    sent = ray.get(learner.hold.remote(old.update(version), SentByActor(learner, version)))
+    receipt = ray.get(actor.update_weights.remote(sent))
+    assert (receipt.version, receipt.checksum) == (version, sent.checksum)
+    group = _generate(actor, make_request("old again", max_tokens=20))
+    (rollout,) = group.rollouts
+    assert rollout.version_spans == ((version, len(rollout.token_ids_T)),)
+    np.testing.assert_allclose(rollout.logprobs_T, old.logprobs(group, rollout), atol=LOGPROB_TOLERANCE)
+
+    gone = replace(sent, version=version + 5, send=SentByActor(learner, version + 5))
+    with pytest.raises(WeightSyncError, match="is not held any more"):
+        ray.get(actor.update_weights.remote(gone))
+    ray.kill(learner)
 
 
 def test_shutdown_leaves_no_process_and_says_so_to_callers(actor: Any) -> None:

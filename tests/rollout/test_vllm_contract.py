@@ -38,7 +38,7 @@ from vllm.v1.metrics.stats import IterationStats
 from vllm.v1.worker.gpu_worker import Worker
 
 from sif_ray.rollout.scheduler import SCHEDULER, ImageKeepingScheduler
-from sif_ray.rollout.transfer import BACKEND, WORKER_EXTENSION, ObjectStoreTransfer, WorkerExtension
+from sif_ray.rollout.transfer import BACKEND, WORKER_EXTENSION, VerifiedTransfer, WorkerExtension
 from sif_ray.rollout.vllm_client import FORBIDDEN_LOGIT_BIAS
 
 CALLS: list[tuple[Callable[..., Any], str]] = [
@@ -137,12 +137,10 @@ def test_the_weight_transfer_interface_is_the_one_that_is_implemented() -> None:
         "finish_weight_update",
         "shutdown",
     }, "the backend must implement what vLLM demands"
-    assert not ObjectStoreTransfer.__abstractmethods__
+    assert not VerifiedTransfer.__abstractmethods__
     assert WeightTransferEngineFactory._registry[BACKEND]
     config = SimpleNamespace(parallel_config=None, model_config="model config")
-    engine = ObjectStoreTransfer(
-        WeightTransferConfig(backend=BACKEND), config, torch.device("cpu"), torch.nn.Linear(1, 1)
-    )
+    engine = VerifiedTransfer(WeightTransferConfig(backend=BACKEND), config, torch.device("cpu"), torch.nn.Linear(1, 1))
     assert (engine.device.type, engine.model_config, type(engine.model)) == ("cpu", "model config", torch.nn.Linear)
     assert engine.parse_update_info({"version": 3}).version == 3
 
