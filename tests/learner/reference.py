@@ -51,7 +51,12 @@ class PlainLearner:
     def train(self, groups: Sequence[ScoredGroup]) -> list[PlainUpdate]:
         """All updates on one batch: the same whole batch every time."""
         proximal = self.log_probs(groups)
-        return [self._update(groups, proximal) for _ in range(self._config.objective.updates_per_batch)]
+        return [self._step(self.gradients(groups, proximal)) for _ in range(self._config.objective.updates_per_batch)]
+
+    def train_supervised(self, groups: Sequence[ScoredGroup], first: int) -> PlainUpdate:
+        """One supervised update on the mean over the completions' tokens from number `first` on."""
+        predicted = [logprobs_T[first:] for logprobs_T in self._log_probs(self.policy, groups)]
+        return self._step(self._backward(-torch.cat(predicted).mean()))
 
     def log_probs(self, groups: Sequence[ScoredGroup]) -> LogProbs:
         """Of the batch under the current weights, without a graph."""
@@ -63,14 +68,9 @@ class PlainLearner:
         current = self._log_probs(self.policy, groups)
         with torch.no_grad():
             reference = self._log_probs(self._reference, groups)
-        loss = batch_loss(
-            self._config.objective, groups, current, proximal, reference, self._config.sampling.max_tokens
+        return self._backward(
+            batch_loss(self._config.objective, groups, current, proximal, reference, self._config.sampling.max_tokens)
         )
-        self.policy.zero_grad()
-        loss.backward()
-        gradients = {name: weights.grad.clone() for name, weights in self.policy.named_parameters()}
-        norm = torch.sqrt(sum(gradient.pow(2).sum() for gradient in gradients.values()))
-        return PlainUpdate(loss.item(), norm.item(), gradients)
 
     def load(self, weights: Weights) -> None:
         """Put other weights in the policy's place; the frozen reference stays."""
@@ -78,9 +78,15 @@ class PlainLearner:
             for name, own in self.policy.named_parameters():
                 own.copy_(weights[name])
 
-    def _update(self, groups: Sequence[ScoredGroup], proximal: LogProbs) -> PlainUpdate:
+    def _backward(self, loss: Tensor) -> PlainUpdate:
+        self.policy.zero_grad()
+        loss.backward()
+        gradients = {name: weights.grad.clone() for name, weights in self.policy.named_parameters()}
+        norm = torch.sqrt(sum(gradient.pow(2).sum() for gradient in gradients.values()))
+        return PlainUpdate(loss.item(), norm.item(), gradients)
+
+    def _step(self, update: PlainUpdate) -> PlainUpdate:
         learner = self._config.learner
-        update = self.gradients(groups, proximal)
         scale = min(1.0, learner.max_grad_norm / update.grad_norm)
         for weights in self.policy.parameters():
             weights.grad.mul_(scale)
