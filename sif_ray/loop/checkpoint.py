@@ -145,15 +145,16 @@ class Checkpoints:
         path = self._path(version)
         try:
             saved: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
-            found = (saved["format"], saved["ledger"]["version"])
-            settings, sizes, digest = saved["settings"], saved["files"], saved["groups_digest"]
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            intact = saved.pop("digest") == _digest_values(saved)
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise self._damaged(path / STATE, repr(error)) from error
-        if found != (FORMAT, version):
-            raise self._damaged(path / STATE, f"format and version {found}, expected {(FORMAT, version)}")
-        refuse_other_settings(settings, self.settings, str(path))
-        self._check_files(path, sizes)
-        if _digest((path / GROUPS,)) != digest:
+        if not intact:
+            raise self._damaged(path / STATE, "its values are not those that were written")
+        if (saved["format"], saved["ledger"]["version"]) != (FORMAT, version):
+            raise self._damaged(path / STATE, f"format {saved['format']} or version {saved['ledger']['version']}")
+        refuse_other_settings(saved["settings"], self.settings, str(path))
+        self._check_files(path, saved["files"])
+        if _digest((path / GROUPS,)) != saved["groups_digest"]:
             raise self._damaged(path / GROUPS, "its bytes are not those that were written")
         return saved
 
@@ -167,7 +168,7 @@ class Checkpoints:
             "files": {str(file.relative_to(part)): file.stat().st_size for file in _files(part)},
             "settings": self.settings,
         }
-        write_json(part / STATE, saved)
+        write_json(part / STATE, saved | {"digest": _digest_values(saved)})
         for entry in (*part.rglob("*"), part):
             _flush(entry)
         part.rename(path)
@@ -243,6 +244,10 @@ def _digest(files: Iterable[Path]) -> str:
         with path.open("rb") as file:
             whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return whole.hexdigest()
+
+
+def _digest_values(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _digest_samples(samples: Iterable[Sample]) -> str:

@@ -24,7 +24,7 @@ from sif_ray.config import ConfigError, GrpoConfig, validate
 from sif_ray.datagen.dataset import read_samples
 from sif_ray.judge.factory import check_judge
 from sif_ray.learner.actor import LearnerDied, LearnerGroup
-from sif_ray.loop.checkpoint import Checkpoints, refuse_other_settings, run_settings
+from sif_ray.loop.checkpoint import CheckpointError, Checkpoints, refuse_other_settings, run_settings
 from sif_ray.loop.evaluation import choose
 from sif_ray.loop.grpo import GrpoLoop, prompt_images
 from sif_ray.loop.ledger import Ledger
@@ -194,7 +194,9 @@ async def _train_from_checkpoint(parts: Parts, learner: LearnerGroup, metrics: M
     async def start_learner() -> None:
         await learner.start(ledger.num_steps * config.objective.updates_per_batch)
         if version is not None:
-            await learner.load_checkpoint(checkpoints.learner_folder(version))
+            loaded = await learner.load_checkpoint(checkpoints.learner_folder(version))
+            if loaded != {"version": version}:
+                raise CheckpointError(f"{checkpoints.learner_folder(version)} holds {loaded}, not version {version}")
         learner_is_up.set()
 
     with (

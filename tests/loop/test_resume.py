@@ -1,0 +1,214 @@
+"""A run that is killed, stopped or loses its learner goes on: every ticket ends once, no token is older than the bound.
+
+What was trained is read from the trail, which the loop writes beside the ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import multiprocessing
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from loop_life import EPOCHS, MAX_STALENESS, PROMPTS, DiskLearner, live, parts_of
+
+from sif_ray.learner.actor import LearnerDied
+from sif_ray.loop import stage
+from sif_ray.loop.trail import read_trail
+from sif_ray.observe.metrics import read_metrics
+
+TICKETS = PROMPTS * EPOCHS
+
+
+def check_finished(output: Path, *, max_staleness: int = MAX_STALENESS) -> Counter[str]:
+    """Every ticket was trained once or dropped with a counted reason; returns the reasons."""
+    steps = read_trail(output / "trained.jsonl")
+    finished = json.loads((output / "finished.json").read_text())
+    assert list(steps) == list(range(1, finished["version"] + 1))
+    trained = Counter(ticket_id for tickets in steps.values() for ticket_id in tickets)
+    assert set(trained.values()) == {1}
+    assert not trained.keys() & finished["dropped"].keys()
+    assert len(trained) + len(finished["dropped"]) == TICKETS
+    assert finished["counts"]["trained"] == len(trained)
+    staleness = [version - 1 - oldest for version, tickets in steps.items() for oldest in tickets.values()]
+    assert min(staleness) >= 0 and max(staleness) <= max_staleness
+    assert json.loads((output / "checkpoint" / "weights.json").read_text()) == list(trained), "of the learner itself"
+    return Counter(finished["dropped"].values())
+
+
+def test_run_without_interruption(tmp_path):
+    live(tmp_path, seed=0)
+    assert check_finished(tmp_path)["judge abstained: no reference"] == EPOCHS
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-000038", "step-000039"]
+
+
+def test_run_killed_at_random_moments_trains_every_prompt_once(tmp_path):
+    rng = random.Random(7)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sif_ray.loop.stage"])  # its imports take seconds
+    reached = []
+    for kill in range(20):
+        started = context.Event()
+        driver = context.Process(target=live, args=(tmp_path, kill, started))
+        driver.start()
+        assert started.wait(timeout=120)
+        wanted = newest_version(tmp_path) + rng.randint(0, 3)
+        while newest_version(tmp_path) < wanted and driver.exitcode is None:
+            driver.join(timeout=0.002)
+        driver.join(timeout=rng.uniform(0, 0.05))
+        assert driver.exitcode is None, f"the run ended before kill {kill}, at versions {reached}"
+        driver.kill()
+        driver.join()
+        reached.append(newest_version(tmp_path))
+    assert sorted(reached) != reached, "no kill undid a step: the test shows nothing"
+    live(tmp_path, seed=99)
+    assert check_finished(tmp_path)["judge abstained: no reference"] == EPOCHS
+
+
+def newest_version(output: Path) -> int:
+    trail = output / "trained.jsonl"
+    return max(read_trail(trail), default=0) if trail.exists() else 0
+
+
+# --- stopped ---------------------------------------------------------------------------------------------------------
+
+
+async def run_and_stop(parts: stage.Parts, when: Callable[[], bool]) -> None:
+    """Cancel the run, as SIGTERM and Ctrl-C do, as soon as `when` holds."""
+    run = asyncio.create_task(stage.train(parts))
+    while not when():
+        await asyncio.sleep(0.002)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.parametrize("max_staleness", [0, MAX_STALENESS])
+def test_stopped_run_saves_its_last_step_and_goes_on(tmp_path, max_staleness):
+    changes = {"checkpoint_every": 0, "max_staleness": max_staleness}
+    for stop_at in (4, 11, 12):
+        parts = parts_of(tmp_path, **changes)
+        asyncio.run(run_and_stop(parts, lambda stop_at=stop_at: newest_version(tmp_path) >= stop_at))
+        assert parts.checkpoints.newest_version() == newest_version(tmp_path) >= stop_at
+    asyncio.run(stage.train(parts_of(tmp_path, **changes)))
+    check_finished(tmp_path, max_staleness=max_staleness)
+    assert (tmp_path / "trained.jsonl").read_text().count("continue_from") == 4
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == len(read_trail(tmp_path / "trained.jsonl"))
+
+
+def test_stop_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
+    stuck_at = []
+
+    class Stuck(DiskLearner):
+        async def train(self, groups, version):
+            if version == 5:
+                stuck_at.append(version)
+                await asyncio.Event().wait()
+            return await super().train(groups, version)
+
+    monkeypatch.setattr(stage, "STOP_TIMEOUT_S", 0.1)
+    asyncio.run(run_and_stop(parts_of(tmp_path, make_learner=Stuck), lambda: bool(stuck_at)))
+    assert parts_of(tmp_path).checkpoints.newest_version() == 4
+    live(tmp_path, seed=1)
+    check_finished(tmp_path)
+
+
+def test_error_while_stopping_is_told(tmp_path, caplog):
+    class Full(DiskLearner):
+        async def save_checkpoint(self, folder, client_state):
+            raise OSError("no space left on device")
+
+    parts = parts_of(tmp_path, make_learner=Full, checkpoint_every=0)
+    asyncio.run(run_and_stop(parts, lambda: newest_version(tmp_path) >= 3))
+    assert "the step was not saved: OSError('no space left on device')" in caplog.text
+
+
+def test_stop_before_the_learner_is_up_waits_for_nothing(tmp_path):
+    starting = []
+
+    class Starting(DiskLearner):
+        async def start(self, total_steps):
+            starting.append(total_steps)
+            await asyncio.Event().wait()
+
+    parts = parts_of(tmp_path, make_learner=Starting)
+    started_s = time.monotonic()
+    asyncio.run(run_and_stop(parts, lambda: bool(starting)))
+    assert time.monotonic() - started_s < stage.STOP_TIMEOUT_S / 2
+
+
+# --- a learner rank dies ---------------------------------------------------------------------------------------------
+
+
+def learners_that_die(at: list[tuple[str, int]]) -> tuple[type[DiskLearner], list[DiskLearner]]:
+    """A learner class whose n-th instance dies in the n-th (method, version); instances beyond live."""
+    made: list[DiskLearner] = []
+
+    class Mortal(DiskLearner):
+        def __init__(self, rng, slow_s):
+            super().__init__(rng, slow_s)
+            self.dies = at[len(made)] if len(made) < len(at) else ("", -1)
+            made.append(self)
+
+        def fate(self, method: str) -> None:
+            if self.dies == (method, self.version):
+                raise LearnerDied(f"rank 1 of 2 died in {method}")
+
+        async def start(self, total_steps):
+            await super().start(total_steps)
+            self.fate("start")
+
+        async def train(self, groups, version):
+            self.fate("train")
+            return await super().train(groups, version)
+
+        async def publish(self, version):
+            self.fate("publish")
+            return await super().publish(version)
+
+        async def save_checkpoint(self, folder, client_state):
+            await super().save_checkpoint(folder, client_state)
+            self.fate("save_checkpoint")
+
+        async def save_policy(self, output):
+            self.fate("save_policy")
+            await super().save_policy(output)
+
+    return Mortal, made
+
+
+@pytest.mark.parametrize(
+    ("deaths", "starts"),
+    [
+        ([("train", 1), ("train", 5)], [0, 0, 4]),  # before the first checkpoint, and after one
+        ([("publish", 4), ("save_checkpoint", 6)], [0, 2, 4]),  # the checkpoint of version 6 is not complete
+        ([("start", 0), ("save_policy", 39)], [0, 0, 39]),
+    ],
+)
+def test_run_whose_learner_dies_starts_again_from_the_checkpoint(tmp_path, caplog, deaths, starts):
+    learner, made = learners_that_die(deaths)
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(stage.train(parts_of(tmp_path, make_learner=learner)))
+    check_finished(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "trained.jsonl").read_text().splitlines()]
+    assert [line["continue_from"] for line in lines if "continue_from" in line] == starts
+    assert len(made) == 3 and all(learner.ended for learner in made)
+    told = [record.getMessage() for record in caplog.records if record.name == "sif_ray.loop.stage"]
+    assert [line.split(":")[0] for line in told] == [
+        f"the run starts again from step {start} (death {number} of a learner)"
+        for number, start in enumerate(starts[1:], start=1)
+    ]
+
+
+def test_learner_that_dies_again_and_again_ends_the_run(tmp_path):
+    learner, made = learners_that_die([("train", 0)] * 10)
+    with pytest.raises(LearnerDied):
+        asyncio.run(stage.train(parts_of(tmp_path, make_learner=learner)))
+    assert len(made) == 1 + stage.MAX_LEARNER_DEATHS
