@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sif_ray.config import ConfigError, QuickstartConfig, RayConfig, to_yaml
+from sif_ray.config import ConfigError, GrpoConfig, QuickstartConfig, RayConfig, to_yaml
 from sif_ray.runtime import ray_session
 
 log = logging.getLogger(__name__)
@@ -82,31 +82,44 @@ def _stages(config: QuickstartConfig) -> list[tuple[str, Callable[[Any], None], 
 
 
 class StageBook:
-    """Remembers which stages finished with which configuration.
+    """Remembers which stages ran with which configuration, and which of them finished.
 
     A stage is run again when its own configuration or any stage before it changed: the hash of a stage covers both.
+    One that was interrupted goes on where it can; one whose hash changed starts over.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._finished: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        self._stages: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
         self._chain = hashlib.sha256()
 
     def run(self, name: str, stage: Callable[[Any], None], config: Any) -> None:
         self._chain.update(to_yaml(replace(config, ray=RayConfig())).encode())  # where it runs does not matter
         key = self._chain.hexdigest()[:16]
-        if self._finished.get(name, {}).get("key") == key:
-            log.info("%s: finished before in %.0f s, picked up", name, self._finished[name]["seconds"])
+        noted = self._stages.get(name)
+        if noted and noted["key"] == key and noted["finished"]:
+            log.info("%s: finished before in %.0f s, picked up", name, noted["seconds"])
             return
+        if noted and noted["key"] != key and isinstance(config, GrpoConfig):
+            config = replace(config, resume=False)
+        if noted is None or noted["key"] != key:
+            noted = {"key": key, "started_s": time.time(), "seconds": 0.0, "finished": False}
+        self._note(name, noted)
         log.info("%s: starting", name)
-        started = time.time()
-        stage(config)
-        seconds = time.time() - started
-        self._finished[name] = {"key": key, "started_s": started, "seconds": seconds}
-        unfinished = self._path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(self._finished, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(self._path)
-        log.info("%s: done in %.0f s", name, seconds)
+        started_s = time.time()
+        try:
+            stage(config)
+            noted["finished"] = True
+        finally:
+            noted["seconds"] += time.time() - started_s
+            self._note(name, noted)
+        log.info("%s: done in %.0f s", name, noted["seconds"])
+
+    def _note(self, name: str, noted: dict[str, Any]) -> None:
+        from sif_ray.observe.run_folder import write_json
+
+        self._stages[name] = noted
+        write_json(self._path, self._stages)
 
 
 def _serve_one_request(config: Any, output: Path) -> None:
