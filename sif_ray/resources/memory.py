@@ -198,12 +198,12 @@ def _kept(block: int, blocks: int, inputs: int, config: LearnerConfig) -> int:
 
 
 def logit_bytes(shape: PolicyShape, config: LearnerConfig) -> int:
-    """(12 + D) V per predicted token: log-probs, their exponentials and products in float32, logits in D bytes.
+    """12 V per predicted token: log-probs, their exponentials and the products of both, in float32.
 
     As if all T tokens were predicted; with gradient checkpointing in `HEAD_CHUNKS` parts.
     """
     parts = HEAD_CHUNKS if config.gradient_checkpointing else 1
-    return -(-config.micro_batch_tokens // parts) * shape.vocabulary * (12 + bytes_per_weight(config))
+    return 12 * shape.vocabulary * -(-config.micro_batch_tokens // parts)
 
 
 # --- engine ----------------------------------------------------------------------------------------------------------
