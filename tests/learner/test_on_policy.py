@@ -34,7 +34,7 @@ def dataset(tmp_path, make_sample) -> Path:
     return folder
 
 
-def config_of(dataset: Path, output: Path, policy: str) -> GrpoConfig:
+def config_of(dataset: Path, output: Path, policy: str, updates_per_batch: int) -> GrpoConfig:
     return GrpoConfig(
         data=str(dataset),
         split="warmup",
@@ -45,11 +45,11 @@ def config_of(dataset: Path, output: Path, policy: str) -> GrpoConfig:
         group_size=4,
         max_staleness=0,
         parity_every=1,
-        objective=ObjectiveConfig(kl_beta=0.5),
+        objective=ObjectiveConfig(kl_beta=0.5, updates_per_batch=updates_per_batch),
         sampling=SamplingConfig(temperature=0.8, max_tokens=24),
         engine=EngineConfig(max_model_len=512, max_num_seqs=8, kv_cache_gib=0.25),
         learner=LearnerConfig(
-            num_ranks=2, num_cpus_per_rank=0.5, zero_stage=3, learning_rate=5e-4, weight_decay=2.0, max_grad_norm=0.5
+            num_ranks=2, num_cpus_per_rank=0.5, zero_stage=3, learning_rate=2.5e-4, weight_decay=2.0, max_grad_norm=0.5
         ),
     )
 
@@ -62,7 +62,10 @@ def with_spread(scored: ScoredGroup) -> ScoredGroup:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_five_steps_give_the_weights_of_a_single_process(ray_local, dataset, tmp_path, fresh_policy, monkeypatch):
+@pytest.mark.parametrize("updates_per_batch", [1, 2])
+def test_five_steps_give_the_weights_of_a_single_process(
+    ray_local, dataset, tmp_path, fresh_policy, monkeypatch, updates_per_batch
+):
     batches: list[list[ScoredGroup]] = []
 
     class RecordingLearner(LearnerGroup):
@@ -72,7 +75,7 @@ def test_five_steps_give_the_weights_of_a_single_process(ray_local, dataset, tmp
             return await super().train(batches[-1], version)
 
     monkeypatch.setattr(stage, "LearnerGroup", RecordingLearner)
-    config = config_of(dataset, tmp_path / "run", fresh_policy)
+    config = config_of(dataset, tmp_path / "run", fresh_policy, updates_per_batch)
     stage.run(config)
 
     assert len(batches) == NUM_STEPS
@@ -83,15 +86,15 @@ def test_five_steps_give_the_weights_of_a_single_process(ray_local, dataset, tmp
     assert [step["staleness/0"] for step in steps] == [1.0] * NUM_STEPS
     assert max(step["parity_mean_abs"] for step in steps) < 1e-4  # the engine samples from the policy being trained
 
-    plain = PlainLearner(config, num_updates=NUM_STEPS)
+    plain = PlainLearner(config, num_updates=NUM_STEPS * updates_per_batch)
     for groups, step in zip(batches, steps, strict=True):
-        (update,) = plain.train(groups)
-        assert step["loss"] == pytest.approx(update.loss, abs=1e-5)
-        assert step["grad_norm"] == pytest.approx(update.grad_norm, rel=1e-3)
+        updates = plain.train(groups)
+        assert step["loss"] == pytest.approx(np.mean([update.loss for update in updates]), abs=1e-5)
+        assert step["grad_norm"] == pytest.approx(np.mean([update.grad_norm for update in updates]), rel=1e-3)
     trained = dict(load_plain(str(tmp_path / "run" / "checkpoint")).named_parameters())
     start = dict(load_plain(fresh_policy).named_parameters())
     moved = []
     for name, expected in plain.policy.named_parameters():
         torch.testing.assert_close(trained[name], expected, atol=1e-4, rtol=0, msg=name)
         moved.append((trained[name] - start[name]).detach().abs().flatten())
-    assert torch.cat(moved).mean() > 5e-4  # so the tolerance tells right from wrong
+    assert torch.cat(moved).mean() > 3e-4  # so the tolerance tells right from wrong
