@@ -559,6 +559,10 @@ def _grpo_relations(config: GrpoConfig) -> Iterator[str]:
             f"({engine.max_model_len}), so that one prompt with one completion may not fit into it; raise the one or "
             "lower the other"
         )
+    if config.weight_transfer == "nccl" and config.placement.colocate:
+        yield (
+            "weight_transfer = 'nccl' with placement.colocate: NCCL takes no two members on one GPU; use object_store"
+        )
     if config.weight_transfer == "nccl" and not (engine.num_gpus and learner.num_gpus_per_rank):
         yield (
             f"weight_transfer = 'nccl' with engine.num_gpus = {engine.num_gpus:g} and learner.num_gpus_per_rank = "

@@ -62,6 +62,7 @@ def test_a_file_and_overrides_are_merged_in_order(tmp_path):
         (["sampling.temperature=2.5"], ["sampling.temperature = 2.5", "[0, 2]"]),
         (["sampling.max_tokens=4096"], ["sampling.max_tokens (4096)", "engine.max_model_len (4096)"]),
         (["learner.micro_batch_tokens=4095"], ["learner.micro_batch_tokens (4095)", "engine.max_model_len (4096)"]),
+        (["weight_transfer=nccl", "placement.colocate=true"], ["weight_transfer = 'nccl'", "use object_store"]),
         (["learner.dtype=bfloat16"], ["learner.dtype = 'bfloat16' on CPUs", "learner.num_gpus_per_rank"]),
     ],
 )

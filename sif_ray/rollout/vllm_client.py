@@ -118,6 +118,8 @@ class VllmClient:
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
             tensor_parallel_size=config.tensor_parallel_size,
+            # Workers are processes of this actor; in a placement group vLLM would choose actors of its own.
+            distributed_executor_backend="mp" if config.tensor_parallel_size > 1 else None,
             gpu_memory_utilization=config.gpu_memory_utilization,
             enforce_eager=config.enforce_eager,
             enable_prefix_caching=True,
