@@ -42,6 +42,7 @@ from sif_ray.observe.timeline import Timeline
 from sif_ray.observe.trackers import IDS_FILE, check_trackers, open_trackers
 from sif_ray.policy.model import resolve_model
 from sif_ray.records import Sample, ScoredGroup
+from sif_ray.resources.object_store import check_object_store
 from sif_ray.resources.plan import make_plan
 from sif_ray.rollout.actor import RolloutActor
 from sif_ray.runtime import ray_session
@@ -87,6 +88,7 @@ def run(config: GrpoConfig) -> None:
     eval_samples = (
         choose(_read(config, config.eval_split), config.eval_samples, config.seed) if config.eval_every else []
     )
+    check_object_store(config, plan.shape.num_parameters if plan.shape else None, samples.values())
     policy = _find_policy(config)
     check_trackers(config.trackers)
     output = Path(config.output).resolve()  # absolute: actors may have another working directory

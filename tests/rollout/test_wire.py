@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,18 +31,38 @@ def _published(outbox: Outbox, version: int) -> WeightUpdate:
     return outbox.hold(make_update(version, [named[:2], named[2:]]), _send)
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_every_worker_gets_the_version_it_asks_for(num_workers: int) -> None:
-    outbox = Outbox("gloo")
+def _on_gpu(index: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call in a thread whose GPU is number `index`, where there are GPUs: NCCL wants one for each rank."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(index)
+    return function(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("backend", "num_workers"),
+    [
+        ("gloo", 1),
+        ("gloo", 2),
+        pytest.param(
+            "nccl",
+            1,
+            marks=[pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")],
+        ),
+    ],
+)
+def test_every_worker_gets_the_version_it_asks_for(backend: str, num_workers: int) -> None:
+    outbox = Outbox(backend)
     updates = {version: _published(outbox, version) for version in (1, 2, 3)}
     for version in (2, 3, 2):  # also by an engine that joins late
         store = open_store(HOST)
         manifest = {"host": HOST, "port": store.port, "num_bytes": updates[version].buckets}
         with ThreadPoolExecutor(num_workers + 1) as threads:
-            sending = threads.submit(outbox.send, version, HOST, store.port, num_workers)
-            receiving = [threads.submit(receive_buckets, manifest, k, num_workers) for k in range(num_workers)]
+            sending = threads.submit(_on_gpu, 0, outbox.send, version, HOST, store.port, num_workers)
+            receiving = [
+                threads.submit(_on_gpu, 1 + k, receive_buckets, manifest, k, num_workers) for k in range(num_workers)
+            ]
             sending.result()
-        assert store.get(BACKEND_KEY) == b"gloo"
+        assert store.get(BACKEND_KEY) == backend.encode()
         for buckets in (future.result() for future in receiving):
             read = dict(read_tensors(updates[version].tensors, buckets))
             assert all(torch.equal(read[name], tensor) for name, tensor in _tensors(version))
