@@ -546,8 +546,29 @@ def _learner_relations(config: LearnerConfig) -> Iterator[str]:
         yield "freeze_vision = True, but lora.targets = 'all' trains the vision tower; set one of them otherwise"
 
 
+def _judge_relations(config: JudgeConfig) -> Iterator[str]:
+    if config.kind != "llm":
+        return
+    for name in ("model", "base_url"):
+        if not getattr(config, name):
+            yield f"{name} = '': kind = 'llm' needs it"
+    if config.api_key_env and not config.api_key_env.isidentifier():  # not shown: it may be the key itself
+        yield "api_key_env must be the name of an environment variable, e.g. JUDGE_API_KEY"
+
+
 def _grpo_relations(config: GrpoConfig) -> Iterator[str]:
     engine, learner = config.engine, config.learner
+    if 0 < config.stuck_after_s <= config.lease_timeout_s:
+        yield (
+            f"stuck_after_s ({config.stuck_after_s:g}) is not above lease_timeout_s ({config.lease_timeout_s:g}): an "
+            "engine would be replaced before its requests are late; raise the first or lower the second"
+        )
+    for name in ("timeout_s", "max_wait_s") if config.judge.kind == "llm" else ():
+        if getattr(config.judge, name) >= config.lease_timeout_s:
+            yield (
+                f"judge.{name} ({getattr(config.judge, name):g}) must be below lease_timeout_s "
+                f"({config.lease_timeout_s:g}): the lease runs while the judge is waited for"
+            )
     if config.sampling.max_tokens >= engine.max_model_len:
         yield (
             f"sampling.max_tokens ({config.sampling.max_tokens}) leaves no room for a prompt in engine.max_model_len "
@@ -579,9 +600,10 @@ _RELATIONS: dict[type[Any], Callable[[Any], Iterator[str]]] = {
     EngineConfig: _engine_relations,
     GenerateConfig: _generate_relations,
     GrpoConfig: _grpo_relations,
+    JudgeConfig: _judge_relations,
     LearnerConfig: _learner_relations,
 }
-"""What must hold between the keys of a stage: each yields what is wrong and the way out."""
+"""What must hold between the keys of a block: each yields what is wrong, beginning with a key, and the way out."""
 
 
 def validate(config: Any, prefix: str = "") -> None:
@@ -599,24 +621,5 @@ def validate(config: Any, prefix: str = "") -> None:
             resolve(config.profile)
         except ValueError as error:
             raise ConfigError(f"{prefix}profile = {config.profile!r}: {error}") from error
-    if isinstance(config, GrpoConfig) and 0 < config.stuck_after_s <= config.lease_timeout_s:
-        raise ConfigError(
-            f"{prefix}stuck_after_s ({config.stuck_after_s:g}) is not above {prefix}lease_timeout_s "
-            f"({config.lease_timeout_s:g}): an engine would be replaced before its requests are late; raise the first "
-            "or lower the second"
-        )
-    if isinstance(config, JudgeConfig) and config.kind == "llm":
-        for name in ("model", "base_url"):
-            if not getattr(config, name):
-                raise ConfigError(f"{prefix}{name} = '': {prefix}kind = 'llm' needs it")
-        if config.api_key_env and not config.api_key_env.isidentifier():  # not shown: it may be the key itself
-            raise ConfigError(f"{prefix}api_key_env must be the name of an environment variable, e.g. JUDGE_API_KEY")
-    if isinstance(config, GrpoConfig) and config.judge.kind == "llm":
-        for name in ("timeout_s", "max_wait_s"):
-            if getattr(config.judge, name) >= config.lease_timeout_s:
-                raise ConfigError(
-                    f"{prefix}judge.{name} ({getattr(config.judge, name):g}) must be below lease_timeout_s "
-                    f"({config.lease_timeout_s:g}): the lease runs while the judge is waited for"
-                )
     for complaint in _RELATIONS.get(type(config), lambda config: iter(()))(config):
-        raise ConfigError(f"{prefix.rstrip('.')}: {complaint}" if prefix else complaint)
+        raise ConfigError(f"{prefix}{complaint}")

@@ -45,14 +45,14 @@ def test_a_file_and_overrides_are_merged_in_order(tmp_path):
         (["objective.surrogate=ppo"], ["objective.surrogate = 'ppo'", "clip, gspo or cispo"]),
         (["objective.importance_cap=0.5"], ["objective.importance_cap = 0.5", "at least 1"]),
         (["objective.updates_per_batch=0"], ["objective.updates_per_batch = 0"]),
-        (["engine.num_gpus=1", "engine.tensor_parallel_size=2"], ["engine: num_gpus = 1", "tensor_parallel_size = 2"]),
+        (["engine.num_gpus=1", "engine.tensor_parallel_size=2"], ["engine.num_gpus = 1", "tensor_parallel_size = 2"]),
         (["weight_transfer=ipc"], ["weight_transfer = 'ipc'", "object_store, gloo or nccl"]),
         (["weight_transfer=nccl", "engine.num_gpus=1"], ["weight_transfer = 'nccl'", "learner.num_gpus_per_rank = 0"]),
-        (["engine.num_gpus=2"], ["engine: num_gpus = 2 with tensor_parallel_size = 1", "set both to the same number"]),
+        (["engine.num_gpus=2"], ["engine.num_gpus = 2 with tensor_parallel_size = 1", "set both to the same number"]),
         (["engine.num_gpus=1.5", "engine.tensor_parallel_size=2"], ["num_gpus = 1.5", "one GPU for each"]),
         (["ray.object_store_mib=1"], ["ray.object_store_mib = 1"]),
         (["judge.kind=human"], ["judge.kind = 'human'", "exact or llm"]),
-        (["judge.kind=llm", "judge.base_url=http://x/v1"], ["judge.model = ''", "judge.kind = 'llm'"]),
+        (["judge.kind=llm", "judge.base_url=http://x/v1"], ["judge.model = ''", "kind = 'llm' needs it"]),
         (["judge.base_url=localhost:8000"], ["judge.base_url = 'localhost:8000'", "http://"]),
         (["judge.usd_per_million_tokens=[1]"], ["judge.usd_per_million_tokens = [1.0]"]),
         (
@@ -101,7 +101,7 @@ def test_depth_actors_need_a_range():
 
 
 def test_what_is_wrong_inside_a_block_is_said_with_the_block():
-    with pytest.raises(ConfigError, match=r"^grpo: sampling\.max_tokens \(4096\) leaves no room"):
+    with pytest.raises(ConfigError, match=r"^grpo\.sampling\.max_tokens \(4096\) leaves no room"):
         load("quickstart", None, ["grpo.sampling.max_tokens=4096"])
 
 
