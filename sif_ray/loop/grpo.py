@@ -133,6 +133,7 @@ class _Slot(Member):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.version = 0
+        self.receipt: Receipt | None = None  # of that version; version 0 has none
         self.updating = False
         self.evaluating = False  # keeps its version meanwhile
         self.idle = IdleClock()  # generation only
@@ -224,7 +225,8 @@ class GrpoLoop:
         """Train to the end, or to the end of the step in which `stop` is called, and save the state then. Engines and
         scorers are started, and ended with the run.
 
-        `learner_ready` is awaited before the learner is asked for anything; engines start and generate meanwhile.
+        `learner_ready` is awaited before the learner is asked for anything; engines start and generate meanwhile, or
+        before, where they share GPUs with it.
         Raises the first error of any task, `PoolError` when an engine or a scorer cannot be replaced, and `LoopError`
         when the learner is stuck or no batch could be trained.
         """
@@ -236,6 +238,8 @@ class GrpoLoop:
                     self._scorers.add(self._tasks)
                 self._tasks.create_task(self._dispatch(), name="dispatch")
                 watch = self._tasks.create_task(self._watch(), name="watch")
+                if self._config.placement.colocate:  # an engine that starts measures what is free of its GPU
+                    await self._wait_for("the learner", "the engines", lambda: self._engines.all_started or None)
                 if learner_ready is not None:
                     await self._ask_learner("start", learner_ready)
                 if self._ledger.version:
@@ -284,6 +288,7 @@ class GrpoLoop:
 
     async def _attend(self, slot: _Slot) -> None:
         """Keep an engine at the published version until it may go."""
+        self._notify()  # it has started
 
         def due() -> WeightUpdate | str | None:
             if slot.draining and not slot.evaluating and not any(self._ledger.holds(lease) for lease in slot.leases):
@@ -294,6 +299,7 @@ class GrpoLoop:
 
         while True:
             if not slot.ready and slot.version == self._published:
+                slot.idle.take_share()  # its start does not count
                 self._engines.join(slot, f" at version {slot.version}")
             step = await self._wait_for(slot.name, "the next version", due)
             if not isinstance(step, WeightUpdate):
@@ -313,7 +319,7 @@ class GrpoLoop:
             raise LoopError(
                 f"{slot.name}: the receipt says (version, tensors, checksum) = {found}, published were {wanted}"
             )
-        slot.version, slot.updating = update.version, False
+        slot.version, slot.receipt, slot.updating = update.version, receipt, False
         self._notify()
 
     def _take_back(self, slot: _Slot) -> str:
@@ -465,6 +471,7 @@ class GrpoLoop:
 
     async def _learn(self) -> None:
         """Take a batch, train, hand the new weights to every engine, and again."""
+        await self._until("the learner", "an engine", lambda: self._engines.ready or None)  # their start is not ours
         ended_s = time.time()
         self._learner_idle.take_share()
         while True:
@@ -522,7 +529,11 @@ class GrpoLoop:
         slots = await self._wait_for("the sync", f"receipts of version {version}", received)
         ended_s = time.time()
         self._timeline.span("sync", "sync", started_s, ended_s, step=version)
-        return {"sync_s": ended_s - started_s, "sync_bytes": float(update.num_bytes * len(slots))}
+        return {
+            "sync_s": ended_s - started_s,
+            "sync_bytes": float(update.num_bytes * len(slots)),
+            **receipt_metrics([slot.receipt for slot in slots if slot.receipt is not None]),
+        }
 
     async def _publish(self, version: int) -> WeightUpdate:
         self._update = None  # the store holds one version at a time; an engine that starts now gets the next one
@@ -703,6 +714,14 @@ class GrpoLoop:
 def prompt_images(sample: Sample, prompt: PromptConfig) -> tuple[bytes, ...]:
     """The encoded images of a sample that a prompt shows."""
     return (sample.image, sample.depth_image) if prompt.depth_image else (sample.image,)
+
+
+def receipt_metrics(receipts: Sequence[Receipt]) -> dict[str, float]:
+    """How long engines stood still for an update, and what their caches saved since the one before."""
+    prompts = sum(receipt.prompt_tokens for receipt in receipts)
+    pause = {"sync_pause_s": max(receipt.pause_s for receipt in receipts)} if receipts else {}
+    saved = prompts - sum(receipt.computed_prompt_tokens for receipt in receipts)
+    return pause | ({"prompt_cache_share": saved / prompts} if prompts else {})
 
 
 def batch_metrics(groups: Sequence[ScoredGroup], seconds: float) -> dict[str, float]:

@@ -103,6 +103,11 @@ class Pool(Generic[AnyMember]):
         """Members that may be given work, in the order of their places."""
         return [member for member in self._places.values() if member.ready and not member.draining]
 
+    @property
+    def all_started(self) -> bool:
+        """Whether every place is filled, if not up to date."""
+        return all(member.worker is not None for member in self._places.values())
+
     def find(self, name: str) -> AnyMember | None:
         """Who fills the place `name` now, ready or not."""
         return self._places.get(name)

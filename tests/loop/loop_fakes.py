@@ -224,6 +224,7 @@ class Rig:
         self.scorer_factory = FakeFactory([], lambda: FakeScorer(rng, slow_s), rng, slow_s)
         self.eval_samples: list[Sample] = []
         self.learner: Any = FakeLearner(rng, slow_s)
+        self.learner_ready: Callable[[], Any] | None = None
         self.recorder = Recorder()
 
     def run(self, beside: Callable[[asyncio.Task], Any] | None = None) -> Rig:
@@ -243,7 +244,7 @@ class Rig:
                 save=self.recorder.save,
                 eval_samples=self.eval_samples,
             )
-            task = asyncio.create_task(loop.run())
+            task = asyncio.create_task(loop.run(self.learner_ready() if self.learner_ready else None))
             if beside is not None:
                 await beside(task)
             try:

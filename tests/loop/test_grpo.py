@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from loop_fakes import FakeEngine, FakeLearner, FakeScorer, Rig
 
-from sif_ray.config import PromptConfig
-from sif_ray.loop.grpo import LoopError, judge_totals
+from sif_ray.config import PlacementConfig, PromptConfig
+from sif_ray.loop.grpo import LoopError, judge_totals, receipt_metrics
 from sif_ray.loop.rewarder import ScoringFailed
 from sif_ray.rollout.errors import RolloutRequestError
+from sif_ray.rollout.weights import Receipt
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -34,6 +35,21 @@ def test_generation_goes_on_while_the_learner_trains():
     training = [(start, end) for lane, kind, start, end, _ in spans if kind == "train"]
     generating = [(start, end) for lane, kind, start, end, _ in spans if kind == "generate"]
     assert any(g0 < t1 and t0 < g1 for g0, g1 in generating for t0, t1 in training)
+
+
+@pytest.mark.parametrize("colocate", [False, True])
+def test_a_learner_that_shares_gpus_starts_after_its_engines(colocate):
+    rig = Rig(placement=PlacementConfig(colocate=colocate), num_engines=3, slow_s=0.05)
+    filled = []
+
+    async def learner_ready() -> None:
+        filled.append(rig.loop._engines.all_started)
+        await asyncio.sleep(0)
+
+    rig.learner_ready = learner_ready
+    rig.run()
+    assert filled == [colocate]
+    assert len(rig.learner.trained) == 14
 
 
 def test_on_policy_run_never_generates_while_it_trains():
@@ -90,6 +106,14 @@ def test_requests_carry_the_images_that_the_prompt_asks_for(depth_image):
 def test_second_epoch_is_scored_against_the_first():
     rig = Rig(epochs=2.0, num_prompts=30, max_staleness=0).run()  # no prompt is in flight twice
     assert all(previous == [None, 0.5] for previous in rig.scorers[0].previous.values())
+
+
+def test_receipts_say_how_long_engines_stood_still_and_what_their_caches_saved():
+    receipt = Receipt(1, 2, 8, 0, "engine", seconds=0.5, pause_s=0.1, prompt_tokens=80, computed_prompt_tokens=20)
+    fresh = dataclasses.replace(receipt, pause_s=0.3, prompt_tokens=0, computed_prompt_tokens=0)
+    assert receipt_metrics([receipt, receipt, fresh]) == {"sync_pause_s": 0.3, "prompt_cache_share": 0.75}
+    assert receipt_metrics([fresh]) == {"sync_pause_s": 0.3}
+    assert receipt_metrics([]) == {}
 
 
 def test_metrics_of_every_step():
