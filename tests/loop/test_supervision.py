@@ -271,7 +271,7 @@ def test_engine_that_never_answers_is_named_and_replaced(what, caplog):
     named = {"generate": "generate 0/p", "update_weights": "update to version 2", "start": "start"}[what]
     (stuck,) = lines(caplog, "engine 0 is stuck: it has answered nothing for ")
     assert re.search(rf"engine 0: \d calls? under way, the oldest for \d+ s: {named}", stuck)
-    assert re.search(r"the learner: waits for a batch|the sync: waits for receipts of version 2", stuck)
+    assert re.search(r"the learner: waits for (a batch|an engine)|the sync: waits for receipts of version 2", stuck)
     assert re.search(r"1 task: grpo.py:\d+ _dispatch > grpo.py:\d+ _until > grpo.py:\d+ _wait_for > locks.py", stuck)
     assert len(lines(caplog, "engine 0 is lost: it is stuck and has answered nothing")) == 1
     if what != "start":
@@ -291,7 +291,7 @@ def test_scorer_that_never_answers_is_named_and_replaced(caplog):
     rig.run()
     assert all_trained_once(rig)
     assert len([r for e in rig.engines for r in e.requests if not r.ticket_id.startswith("probe")]) == 3
-    assert lines(caplog, "reward 0 is stuck: it has answered nothing .* the oldest for 0 s: score ticket 0/p")
+    assert lines(caplog, r"reward 0 is stuck: it has answered nothing .* the oldest for \d+ s: score ticket 0/p")
 
 
 @pytest.mark.parametrize("call", ["train", "publish", "log_probs"])
