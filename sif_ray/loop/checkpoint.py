@@ -45,7 +45,7 @@ MAY_CHANGE = (
     *("data", "policy", "output"),  # paths: what is in them counts
     *("resume", "checkpoint_every", "checkpoints_kept", "lease_timeout_s", "stuck_after_s", "trackers"),
     *("eval_every", "eval_split", "eval_samples", "parity_every", "parity_alarm"),
-    *("num_engines", "num_reward_workers", "engine", "placement", "ray"),
+    *("num_engines", "num_reward_workers", "weight_transfer", "engine", "placement", "ray"),
     *("learner.num_cpus_per_rank", "learner.num_gpus_per_rank", "learner.threads"),
     *("learner.micro_batch_tokens", "learner.gradient_checkpointing"),
     *("judge.base_url", "judge.api_key_env", "judge.max_concurrency", "judge.requests_per_minute"),

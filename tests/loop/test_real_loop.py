@@ -3,60 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import logging
+import threading
+import time
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import psutil
 import pytest
 from safetensors.torch import load_file
+from toy_dataset import write_dataset
 
 from sif_ray.config import ConfigError, EngineConfig, GrpoConfig, JudgeConfig, LearnerConfig, SamplingConfig
-from sif_ray.datagen.dataset import ACCEPTED, FORMAT, MANIFEST, ROW_SCHEMA
 from sif_ray.loop import stage
-from sif_ray.method import depth_code
 from sif_ray.observe.metrics import read_metrics
 from sif_ray.observe.timeline import busy_share, read_timeline
-from sif_ray.records import Sample, sample_to_row
 from sif_ray.toyworld import assets
-from sif_ray.toyworld.questions import draw_questions
-from sif_ray.toyworld.render import png, render
-from sif_ray.toyworld.scenes import make_scene
-
-
-def toy_samples(count: int) -> Iterator[Sample]:
-    for seed in range(count):
-        scene = make_scene(seed)
-        rendering = render(scene)
-        question = draw_questions(scene, 1)[0]
-        height, width = rendering.z_m.shape
-        yield Sample(
-            sample_id=f"toy-{seed}",
-            scene_id=f"toy-{seed}",
-            dataset="toyworld",
-            split="grpo",
-            question=question.text,
-            question_type=question.question_type,
-            answer=question.answer,
-            boxes=question.boxes(rendering),
-            width=width,
-            height=height,
-            image=png(rendering.rgb),
-            depth_image=png(depth_code.encode(depth_code.from_disparity(rendering.disparity))),
-            depth_source="exact",
-            source_frame="image",
-        )
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("grpo") / "data"
-    rows = [sample_to_row(sample) | {"reasons": []} for sample in toy_samples(4)]
-    (folder / ACCEPTED).mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), folder / ACCEPTED / "part-00000.parquet")
-    manifest = {"format": FORMAT, "counts": {"splits": {"grpo": {"accepted": len(rows)}}}}
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-    return folder
+    return write_dataset(tmp_path_factory.mktemp("grpo") / "data", 4)
 
 
 def config_of(dataset: Path, output: Path, **changes) -> GrpoConfig:
@@ -151,3 +117,49 @@ def test_sharded_weights_reach_two_engines_over_process_groups(ray_local, datase
 def test_impossible_request_is_refused_before_anything_starts(ray_local, dataset, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         stage.run(config_of(dataset, tmp_path, **changes))
+
+
+# --- death -----------------------------------------------------------------------------------------------------------
+
+
+class Killer(threading.Thread):
+    """Kills one process after the other, each when the run has done so many steps."""
+
+    def __init__(self, output: Path, victims: dict[str, int]) -> None:
+        super().__init__(daemon=True)
+        self.metrics, self.victims = output / "metrics.jsonl", victims
+        self.killed: list[str] = []
+
+    def run(self) -> None:
+        for title, steps in self.victims.items():
+            while not self.metrics.exists() or len(self.metrics.read_text().splitlines()) < steps:
+                time.sleep(0.02)
+            (victim,) = (p for p in psutil.Process().children(recursive=True) if title in " ".join(p.cmdline()))
+            victim.kill()
+            self.killed.append(title)
+
+
+@pytest.mark.slow  # starts three vLLM engines one after the other: a minute and a half on two idle cores
+@pytest.mark.timeout(900)
+def test_killed_engine_rollout_actor_and_reward_actor_cost_no_ticket(ray_local, dataset, tmp_path, caplog):
+    killer = Killer(tmp_path, {"ray::RolloutActor": 2, "VLLM::EngineCore": 5, "ray::RewardActor": 8})
+    killer.start()
+    with caplog.at_level(logging.INFO, logger="sif_ray.loop"):
+        stage.run(config_of(dataset, tmp_path, epochs=6.0, max_steps=12))
+    killer.join(timeout=1)
+    assert killer.killed == ["ray::RolloutActor", "VLLM::EngineCore", "ray::RewardActor"]
+
+    finished = json.loads((tmp_path / "finished.json").read_text())
+    assert finished["counts"]["trained"] == 24 and not finished["dropped"] and finished["version"] == 12
+    steps = read_metrics(tmp_path / "metrics.jsonl")
+    assert [step["step"] for step in steps] == list(range(1, 13))
+    assert max(step["staleness_max"] for step in steps) <= 1
+    parity = {step["step"]: step["parity_mean_abs"] for step in steps if "parity_mean_abs" in step}
+    assert max(parity.values()) < 1e-3, "an engine came back with other weights"
+    assert len(parity) >= 9 and 12 in parity, "probed at every step, except where the engine died under the probe"
+
+    lost = [message for message in caplog.messages if " is lost: " in message]
+    assert [message.split(" is lost")[0] for message in lost] == ["engine 0", "engine 0", "reward 0"]
+    assert all("leases returned to the ledger" in message for message in lost[:2])
+    ready = [message for message in caplog.messages if " is ready" in message]
+    assert sorted(message.split(" is ready")[0] for message in ready) == ["engine 0"] * 3 + ["reward 0"] * 2

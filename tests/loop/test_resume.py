@@ -9,14 +9,20 @@ import asyncio
 import json
 import logging
 import multiprocessing
+import os
 import random
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from loop_life import EPOCHS, MAX_STALENESS, PROMPTS, DiskLearner, live, parts_of
+from toy_dataset import write_dataset
 
 from sif_ray.learner.actor import LearnerDied
 from sif_ray.loop import stage
@@ -26,7 +32,7 @@ from sif_ray.observe.metrics import read_metrics
 TICKETS = PROMPTS * EPOCHS
 
 
-def check_finished(output: Path, *, max_staleness: int = MAX_STALENESS) -> Counter[str]:
+def check_finished(output: Path, num_tickets: int = TICKETS, max_staleness: int = MAX_STALENESS) -> Counter[str]:
     """Every ticket was trained once or dropped with a counted reason; returns the reasons."""
     steps = read_trail(output / "trained.jsonl")
     finished = json.loads((output / "finished.json").read_text())
@@ -34,11 +40,12 @@ def check_finished(output: Path, *, max_staleness: int = MAX_STALENESS) -> Count
     trained = Counter(ticket_id for tickets in steps.values() for ticket_id in tickets)
     assert set(trained.values()) == {1}
     assert not trained.keys() & finished["dropped"].keys()
-    assert len(trained) + len(finished["dropped"]) == TICKETS
+    assert len(trained) + len(finished["dropped"]) == num_tickets
     assert finished["counts"]["trained"] == len(trained)
     staleness = [version - 1 - oldest for version, tickets in steps.items() for oldest in tickets.values()]
     assert min(staleness) >= 0 and max(staleness) <= max_staleness
-    assert json.loads((output / "checkpoint" / "weights.json").read_text()) == list(trained), "of the learner itself"
+    weights = output / "checkpoint" / "weights.json"
+    assert not weights.exists() or json.loads(weights.read_text()) == list(trained), "the fake learner's own memory"
     return Counter(finished["dropped"].values())
 
 
@@ -212,3 +219,101 @@ def test_learner_that_dies_again_and_again_ends_the_run(tmp_path):
     with pytest.raises(LearnerDied):
         asyncio.run(stage.train(parts_of(tmp_path, make_learner=learner)))
     assert len(made) == 1 + stage.MAX_LEARNER_DEATHS
+
+
+# --- real parts ------------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[2]
+REAL_PROMPTS, REAL_EPOCHS = 20, 3
+SETTINGS = (
+    *("split=grpo", "policy=toy", f"epochs={REAL_EPOCHS}", "groups_per_step=3", "group_size=4", "max_staleness=1"),
+    *("checkpoint_every=2", "parity_every=1000", "trackers=[]", "sampling.max_tokens=16"),
+    *("engine.max_model_len=512", "engine.max_num_seqs=8", "engine.kv_cache_gib=0.25"),
+)
+GONE_WITHIN_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def toy_data(tmp_path_factory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("resume") / "data", REAL_PROMPTS)
+
+
+def start_job(data: Path, output: Path) -> subprocess.Popen:
+    output.mkdir(exist_ok=True)
+    command = [sys.executable, "-u", "jobs/grpo.py", f"data={data}", f"output={output}", *SETTINGS]
+    with (output / "log").open("a") as told:
+        return subprocess.Popen(command, cwd=ROOT, stdout=told, stderr=subprocess.STDOUT)
+
+
+def wait_for_steps(output: Path, job: subprocess.Popen, count: int) -> None:
+    """Until the job has done `count` more steps than its start had left."""
+    lives = count_lives(output)
+    while count_lives(output) == lives and job.poll() is None:
+        time.sleep(0.05)
+    wanted = newest_version(output) + count
+    while newest_version(output) < wanted and job.poll() is None:
+        time.sleep(0.05)
+
+
+def count_lives(output: Path) -> tuple[int, int]:
+    """Changes when a life starts; one that starts from the beginning writes a new trail."""
+    trail = output / "trained.jsonl"
+    return (trail.stat().st_ino, trail.read_text().count("continue_from")) if trail.exists() else (0, 0)
+
+
+def descendants(job: subprocess.Popen) -> list[psutil.Process]:
+    return psutil.Process(job.pid).children(recursive=True)
+
+
+def check_gone(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=GONE_WITHIN_S)
+    left = [process for process in alive if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert not left, f"still there after {GONE_WITHIN_S:g} s: {left}"
+
+
+def kill_and_resume(data: Path, output: Path, kills: int, rng: random.Random) -> list[int]:
+    """Kill that many lives of a run; returns the version that each had reached."""
+    reached = []
+    for _ in range(kills):
+        job = start_job(data, output)
+        wait_for_steps(output, job, rng.randint(0, 3))
+        time.sleep(rng.uniform(0, 2))
+        assert job.poll() is None, f"the run ended at {reached}: {(output / 'log').read_text()}"
+        started = descendants(job)
+        job.kill()
+        job.wait()
+        check_gone(started)
+        reached.append(newest_version(output))
+    return reached
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)  # a start takes half a minute on two idle cores
+def test_real_run_killed_again_and_again_trains_every_prompt_once(toy_data, tmp_path):
+    reached = kill_and_resume(toy_data, tmp_path, int(os.environ.get("SIF_RAY_KILLS", "20")), random.Random(11))
+    job = start_job(toy_data, tmp_path)
+    assert job.wait() == 0, (tmp_path / "log").read_text()
+    check_finished(tmp_path, REAL_PROMPTS * REAL_EPOCHS, max_staleness=1)
+    assert len(set(reached)) > 1, f"too little was done between the kills: {reached}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_real_run_that_gets_sigterm_saves_its_step_and_goes_on(toy_data, tmp_path):
+    job = start_job(toy_data, tmp_path)
+    wait_for_steps(tmp_path, job, 3)
+    started = descendants(job)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(timeout=120) == 130, (tmp_path / "log").read_text()
+    check_gone(started)
+    version = newest_version(tmp_path)
+    assert version >= 3 and (tmp_path / "checkpoints" / f"step-{version:06d}" / "state.json").is_file()
+
+    assert start_job(toy_data, tmp_path).wait() == 0, (tmp_path / "log").read_text()
+    check_finished(tmp_path, REAL_PROMPTS * REAL_EPOCHS, max_staleness=1)
+    log = (tmp_path / "log").read_text()
+    assert f"continuing from step {version} of 20" in log
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == 20
+
+    assert start_job(toy_data, tmp_path).wait() == 0
+    assert "finished before, after 20 steps; resume=false runs it again" in (tmp_path / "log").read_text()

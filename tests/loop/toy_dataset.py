@@ -1,0 +1,51 @@
+"""A dataset folder of toy scenes, as the stage `generate` writes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sif_ray.datagen.dataset import ACCEPTED, FORMAT, MANIFEST, ROW_SCHEMA
+from sif_ray.method import depth_code
+from sif_ray.records import Sample, sample_to_row
+from sif_ray.toyworld.questions import draw_questions
+from sif_ray.toyworld.render import png, render
+from sif_ray.toyworld.scenes import make_scene
+
+
+def write_dataset(folder: Path, count: int) -> Path:
+    """`count` rows in the split "grpo"."""
+    rows = [sample_to_row(sample) | {"reasons": []} for sample in toy_samples(count)]
+    (folder / ACCEPTED).mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), folder / ACCEPTED / "part-00000.parquet")
+    manifest = {"format": FORMAT, "counts": {"splits": {"grpo": {"accepted": len(rows)}}}}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return folder
+
+
+def toy_samples(count: int) -> Iterator[Sample]:
+    for seed in range(count):
+        scene = make_scene(seed)
+        rendering = render(scene)
+        question = draw_questions(scene, 1)[0]
+        height, width = rendering.z_m.shape
+        yield Sample(
+            sample_id=f"toy-{seed}",
+            scene_id=f"toy-{seed}",
+            dataset="toyworld",
+            split="grpo",
+            question=question.text,
+            question_type=question.question_type,
+            answer=question.answer,
+            boxes=question.boxes(rendering),
+            width=width,
+            height=height,
+            image=png(rendering.rgb),
+            depth_image=png(depth_code.encode(depth_code.from_disparity(rendering.disparity))),
+            depth_source="exact",
+            source_frame="image",
+        )
