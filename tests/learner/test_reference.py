@@ -14,7 +14,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from deepspeed.utils import safe_get_full_grad
 from reference import PlainLearner
 
 from sif_ray.config import GrpoConfig, LearnerConfig, ObjectiveConfig, SamplingConfig
@@ -68,6 +67,8 @@ def train_recorded(config: GrpoConfig, groups: list[ScoredGroup]) -> Record:
         objective=config.objective,
         sampling=config.sampling,
     )
+    from deepspeed.utils import safe_get_full_grad  # after the engine has told DeepSpeed its device
+
     record = Record([], [], [], [], {})
     step, update = engine._engine.step, engine._update
 
