@@ -1,6 +1,6 @@
 """What a GRPO run has in Ray's object store at most, judged before it starts.
 
-Weights: an update stays until no engine needs it, and the next is published beside it. Groups: the ledger's window lets
+Weights: the published update, and beside it one that an engine still loads. Groups: the ledger's window lets
 `(max_staleness + 1) * groups_per_step` of them live; their images travel encoded and by value, with the request to the
 engine, back with the group, and to the learner with the batch. Ray forgets a call's values when the call is done, so a
 group is there twice at most: in a call of its own and in a batch. Between calls it lives in the driver.
@@ -15,7 +15,7 @@ from sif_ray.records import Sample
 from sif_ray.resources.memory import bytes_per_weight
 
 MIB = 2**20
-UPDATES = 2  # the published one and the next
+UPDATES = 2
 COPIES_OF_A_GROUP = 2
 BYTES_PER_TOKEN = 16  # id, log-prob, and about as much of text and overhead
 
@@ -31,7 +31,7 @@ def groups_bytes(config: GrpoConfig, samples: Iterable[Sample]) -> int:
     """Bytes of all groups that may live, if each had the largest images and the longest completions."""
     live = (config.max_staleness + 1) * config.groups_per_step
     depth = config.prompt.depth_image
-    images = max(len(sample.image) + (len(sample.depth_image) if depth else 0) for sample in samples)
+    images = max((len(sample.image) + (len(sample.depth_image) if depth else 0) for sample in samples), default=0)
     tokens = config.group_size * config.sampling.max_tokens * BYTES_PER_TOKEN
     return COPIES_OF_A_GROUP * live * (images + tokens)
 

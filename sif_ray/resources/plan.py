@@ -17,6 +17,7 @@ from sif_ray.resources.memory import (
     learner_memory,
     trained_parameters,
 )
+from sif_ray.resources.object_store import check_object_store
 from sif_ray.resources.placement import Layout, Seat, lay_out
 from sif_ray.resources.shapes import PolicyShape, find_shape
 
@@ -49,6 +50,7 @@ def make_plan(config: GrpoConfig) -> Plan:
     plan = Plan(layout, shape, source, learner, engine)
     for complaint in (*_shape_complaints(config, shape), *_memory_complaints(config, plan)):
         raise ConfigError(complaint)
+    check_object_store(config, shape.num_parameters, samples=())
     return plan
 
 

@@ -13,10 +13,11 @@ from sif_ray.resources.plan import describe, make_plan
 SPLIT = [
     "policy=Qwen/Qwen2.5-VL-7B-Instruct", "placement.gpus_per_node=8", "learner.num_gpus_per_rank=1",
     "learner.num_ranks=4", "num_engines=4", "engine.num_gpus=1", "learner.dtype=bfloat16", "learner.zero_stage=3",
-    "learner.gradient_checkpointing=true",
+    "learner.gradient_checkpointing=true", "weight_transfer=nccl",
 ]  # fmt: skip
 COLOCATED = [
-    *SPLIT, "placement.colocate=true", "learner.num_gpus_per_rank=0.5", "engine.num_gpus=0.5", "learner.lora.rank=8",
+    *SPLIT, "placement.colocate=true", "weight_transfer=object_store", "ray.object_store_mib=40000",
+    "learner.num_gpus_per_rank=0.5", "engine.num_gpus=0.5", "learner.lora.rank=8",
     "learner.freeze_vision=true", "engine.gpu_memory_utilization=0.5",
 ]  # fmt: skip
 
@@ -121,6 +122,7 @@ def test_an_impossible_split_layout_is_refused_with_the_way_out(overrides, words
         (["num_engines=3"], ["num_engines = 3", "learner.num_ranks = 4", "make them equal"]),
         (["engine.num_gpus=0.75"], ["exceed the one GPU they share", "0.5 and 0.5"]),
         (["engine.num_gpus=2", "engine.tensor_parallel_size=2"], ["engine.tensor_parallel_size = 2", "one GPU"]),
+        (["ray.object_store_mib=30000"], ["ray.object_store_mib = 30000", "weight updates", "raise it to"]),
         (["engine.gpu_memory_utilization=0.9"], ["a colocated learner rank needs about", "0.9 of 80 GiB", "lower"]),
     ],
 )
