@@ -2,8 +2,8 @@
 
 An update of the weights is any number of forward and backward passes, one per micro-batch. Every token carries a weight
 that is normalised over the whole update and all ranks, so the result does not depend on how it is cut into
-micro-batches or spread over ranks. A rank with fewer micro-batches than the others repeats one at weight zero, because
-every pass is a collective operation under ZeRO.
+micro-batches or spread over ranks. A rank with fewer micro-batches than the others repeats one at weight zero, or
+another rank's if it has none, because every pass is a collective operation under ZeRO.
 
 Dimension suffixes: G rollouts of a group, M predicted tokens of a micro-batch.
 """
@@ -482,6 +482,8 @@ class LearnerEngine:
 def deepspeed_config(config: LearnerConfig) -> dict[str, Any]:
     """The DeepSpeed configuration of a learner, with the keys of `config.deepspeed` put over it.
 
+    In bfloat16 the passes and the sum of their gradients are bfloat16, the optimiser's copy of the weights is float32;
+    {"data_types": {"grad_accum_dtype": "fp32"}} sums in float32 too, for twice the memory (from ZeRO stage 1 on).
     The micro-batch and accumulation counts are formal: the engine marks the end of a step itself.
     """
     ours: dict[str, Any] = {
@@ -519,8 +521,7 @@ def _optimizer(model: nn.Module, config: LearnerConfig) -> torch.optim.Optimizer
         {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
     ]
-    chosen = [group for group in groups if group["params"]]  # DeepSpeed takes no empty group
-    return torch.optim.AdamW(chosen, lr=config.learning_rate, betas=ADAM_BETAS)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=ADAM_BETAS)
 
 
 def _split(sequence: BranchedSequence, budget: int) -> Iterator[tuple[BranchedSequence, list[int]]]:
