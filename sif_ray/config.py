@@ -223,7 +223,7 @@ class GrpoConfig:
     dynamic_sampling: bool = False  # drop groups whose rewards are all equal and fill the batch with the next (DAPO)
     lease_timeout_s: float = 300.0
     stuck_after_s: float = 600.0  # a part of the loop that answers nothing for so long is named and replaced; 0 = never
-    num_engines: int = 1  # missing ones join when the cluster has room for them
+    num_engines: int = 1  # room for all is reserved before the run starts
     num_reward_workers: int = 1
     profile: str = "corrected"
     eval_every: int = 0  # steps between evaluations on held-out samples, beside the training; 0 = none
@@ -404,6 +404,8 @@ _CHECKS: dict[type[Any], list[_Check]] = {
         ("tensor_parallel_size", lambda v: v >= 1, "must be at least 1"),
         ("kv_cache_gib", lambda v: v > 0, "must be positive"),
         ("gpu_memory_utilization", lambda v: 0 < v <= 1, "must lie in (0, 1]"),
+        ("num_cpus", lambda v: v > 0, "must be positive; a fraction is fine"),
+        ("num_gpus", lambda v: v >= 0, "must be 0 (CPUs) or more"),
         ("num_gpus", lambda v: v >= 0, "must be 0 (CPUs) or more"),
         ("threads", lambda v: v >= 1, "must be at least 1"),
     ],
@@ -415,6 +417,8 @@ _CHECKS: dict[type[Any], list[_Check]] = {
     ],
     LearnerConfig: [
         ("num_ranks", lambda v: v >= 1, "must be at least 1"),
+        ("num_gpus_per_rank", lambda v: 0 <= v <= 1, "must lie in [0, 1]; a rank computes on one GPU"),
+        ("num_cpus_per_rank", lambda v: v > 0, "must be positive; a fraction is fine"),
         ("zero_stage", lambda v: v in (0, 1, 2, 3), "must be 0, 1, 2 or 3"),
         ("learning_rate", lambda v: v > 0, "must be positive"),
         ("lr_schedule", lambda v: v in ("linear", "cosine", "constant"), "must be linear, cosine or constant"),

@@ -129,8 +129,9 @@ def weight_bytes(parameters: int, config: LearnerConfig) -> int:
 
 
 def gradient_bytes(trained: int, config: LearnerConfig) -> int:
-    """D * Q, divided among the ranks by ZeRO-2 and 3."""
-    return bytes_per_weight(config) * _share(trained, config, from_stage=2)
+    """D * Q, or 4 * Q where they are summed in float32; divided among the ranks by ZeRO-2 and 3."""
+    in_float32 = config.deepspeed.get("data_types", {}).get("grad_accum_dtype") == "fp32"
+    return (4 if in_float32 else bytes_per_weight(config)) * _share(trained, config, from_stage=2)
 
 
 def optimiser_bytes(trained: int, config: LearnerConfig) -> int:

@@ -41,6 +41,7 @@ CASES = [
     *(LearnerConfig(num_ranks=2, zero_stage=stage) for stage in (0, 2)),
     *(LearnerConfig(num_ranks=2, zero_stage=stage, dtype="bfloat16") for stage in (0, 1, 2, 3)),
     LearnerConfig(num_ranks=2, zero_stage=3, dtype="bfloat16", freeze_vision=True),
+    LearnerConfig(num_ranks=2, zero_stage=2, dtype="bfloat16", deepspeed={"data_types": {"grad_accum_dtype": "fp32"}}),
     LearnerConfig(num_ranks=2, zero_stage=2, dtype="bfloat16", lora=LoraConfig(rank=8)),
 ]
 
@@ -101,7 +102,7 @@ def measured(tmp_path_factory) -> list[int]:
 
 
 def name_of(case: LearnerConfig) -> str:
-    extra = " lora" if case.lora.rank else " frozen vision" if case.freeze_vision else ""
+    extra = " lora" * bool(case.lora.rank) + " frozen vision" * case.freeze_vision + " fp32 sums" * bool(case.deepspeed)
     return f"zero {case.zero_stage} {case.dtype}{extra}"
 
 
