@@ -111,6 +111,11 @@ class Checkpoints:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         await learner.save_checkpoint(str(part / LEARNER), {"version": state.version})
+        if not (part / LEARNER).is_dir():
+            raise CheckpointError(
+                f"{part / LEARNER}: the learner wrote it, but not where the driver can see it; output must be a folder "
+                "that all machines share"
+            )
         await asyncio.to_thread(self._complete, part, path, state)
         log.info("checkpoint of step %d with %d scored groups: %s", state.version, len(state.groups), path)
 

@@ -121,7 +121,7 @@ def run(config: GrpoConfig) -> None:
 
 def _is_finished(output: Path, settings: Mapping[str, Any]) -> bool:
     path = output / FINISHED
-    if not path.is_file():
+    if not path.is_file() or not (output / "checkpoint").is_dir():
         return False
     finished = json.loads(path.read_text(encoding="utf-8"))
     refuse_other_settings(finished["settings"], settings, str(path))

@@ -70,6 +70,7 @@ def parts_of(
     seed: int = 0,
     slow_s: float = 0.01,
     make_learner: Callable[..., Any] = DiskLearner,
+    make_scorer: Callable[..., Any] = FickleScorer,
     settings: dict[str, Any] | None = None,
     **changes: Any,
 ) -> stage.Parts:
@@ -88,7 +89,7 @@ def parts_of(
         RunFolder(output),
         checkpoints,
         engines=FakeFactory([], lambda: FakeEngine(rng, slow_s), rng, slow_s),
-        scorers=FakeFactory([], lambda: FickleScorer(rng, slow_s), rng, slow_s),
+        scorers=FakeFactory([], lambda: make_scorer(rng, slow_s), rng, slow_s),
         make_learner=lambda: make_learner(rng, slow_s),
     )
 

@@ -170,6 +170,16 @@ def test_failure_while_writing_leaves_the_checkpoint_before_it(checkpoints, monk
     assert checkpoints.newest_version() == 8
 
 
+def test_learner_on_a_disk_of_its_own_is_refused(checkpoints):
+    class Elsewhere(FileLearner):
+        async def save_checkpoint(self, folder, client_state):
+            pass
+
+    with pytest.raises(CheckpointError, match="a folder that all machines share"):
+        save(checkpoints, make_state(4), Elsewhere())
+    assert checkpoints.newest_version() is None
+
+
 KILLED_WRITER = """
 import asyncio, os, signal, sys
 sys.path.insert(0, {tests!r})

@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from loop_fakes import FakeScorer
 from loop_life import EPOCHS, MAX_STALENESS, PROMPTS, DiskLearner, live, parts_of
 from toy_dataset import write_dataset
 
@@ -214,6 +216,27 @@ def test_run_whose_learner_dies_starts_again_from_the_checkpoint(tmp_path, caplo
     ]
 
 
+def test_on_policy_run_that_starts_again_draws_what_it_would_have_drawn(tmp_path):
+    def drawn(output: Path, deaths: list[tuple[str, int]]) -> tuple[dict, set]:
+        learner, _ = learners_that_die(deaths)
+        changes = {"max_staleness": 0, "checkpoint_every": 1, "make_scorer": FakeScorer}
+        parts = parts_of(output, make_learner=learner, **changes)
+        asyncio.run(stage.train(parts))
+        check_finished(output, max_staleness=0)
+        seeds = {(r.ticket_id, r.seed) for _, engine in parts.engines.started for r in engine.requests}
+        steps = {version: set(tickets) for version, tickets in read_trail(output / "trained.jsonl").items()}
+        return steps, {(ticket_id, seed) for ticket_id, seed in seeds if not ticket_id.startswith("probe")}
+
+    assert drawn(tmp_path / "calm", []) == drawn(tmp_path / "died", [("train", 5), ("publish", 9)])
+
+
+def test_policy_that_was_lost_is_written_again(tmp_path):
+    live(tmp_path, seed=0)
+    shutil.rmtree(tmp_path / "checkpoint")
+    live(tmp_path, seed=1)
+    assert check_finished(tmp_path)["judge abstained: no reference"] == EPOCHS
+
+
 def test_learner_that_dies_again_and_again_ends_the_run(tmp_path):
     learner, made = learners_that_die([("train", 0)] * 10)
     with pytest.raises(LearnerDied):
@@ -295,6 +318,19 @@ def test_real_run_killed_again_and_again_trains_every_prompt_once(toy_data, tmp_
     assert job.wait() == 0, (tmp_path / "log").read_text()
     check_finished(tmp_path, REAL_PROMPTS * REAL_EPOCHS, max_staleness=1)
     assert len(set(reached)) > 1, f"too little was done between the kills: {reached}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_real_run_whose_learner_is_killed_starts_again_by_itself(toy_data, tmp_path):
+    job = start_job(toy_data, tmp_path)
+    wait_for_steps(tmp_path, job, 3)
+    (rank,) = (process for process in descendants(job) if "ray::LearnerActor" in " ".join(process.cmdline()))
+    rank.kill()
+    assert job.wait() == 0, (tmp_path / "log").read_text()
+    check_finished(tmp_path, REAL_PROMPTS * REAL_EPOCHS, max_staleness=1)
+    told = [line for line in (tmp_path / "log").read_text().splitlines() if "(death 1 of a learner)" in line]
+    assert len(told) == 1 and "the run starts again from step" in told[0] and "rank 0 of 1 died" in told[0]
 
 
 @pytest.mark.slow
