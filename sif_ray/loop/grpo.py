@@ -44,10 +44,11 @@ from sif_ray.loop.evaluation import Ask, Evaluation
 from sif_ray.loop.ledger import Batch, Lease, Ledger
 from sif_ray.loop.pool import Factory, Member, Pool, WorkerDiedError
 from sif_ray.loop.rewarder import GroupScores, ScoringFailed
-from sif_ray.loop.watchdog import Watchdog, task_stacks
+from sif_ray.loop.watchdog import Watchdog
 from sif_ray.method.progress import ProgressRecord
 from sif_ray.observe.idle import IdleClock
 from sif_ray.observe.progress import Progress
+from sif_ray.observe.stacks import task_stacks
 from sif_ray.records import FloatArray, RolloutGroup, Sample, ScoredGroup
 from sif_ray.rollout.engine import RolloutRequest
 from sif_ray.rollout.errors import RolloutRequestError

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import ray
 
+from sif_ray.observe.stacks import task_stacks, thread_stacks
 from sif_ray.records import RolloutGroup
 from sif_ray.rollout.engine import RolloutEngine, RolloutRequest
 from sif_ray.rollout.weights import Receipt, WeightUpdate
@@ -13,7 +15,7 @@ from sif_ray.rollout.weights import Receipt, WeightUpdate
 MAX_CALLS = 4096  # prompts under way in one engine; vLLM queues what does not fit into its batch
 
 
-@ray.remote(max_concurrency=MAX_CALLS)
+@ray.remote(max_concurrency=MAX_CALLS, concurrency_groups={"stacks": 1})
 class RolloutActor:
     """`RolloutEngine` in a process of its own; takes its arguments.
 
@@ -23,9 +25,11 @@ class RolloutActor:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._engine = RolloutEngine(*args, **kwargs)
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
         """Start the engine and answer one small prompt, so that the first real one is not slow."""
+        self._loop = asyncio.get_running_loop()
         await self._engine.start()
         await self._engine.warm_up()
 
@@ -40,6 +44,11 @@ class RolloutActor:
     async def version(self) -> int:
         """Policy version that generates now."""
         return self._engine.version
+
+    @ray.method(concurrency_group="stacks")
+    async def stacks(self) -> str:
+        """Where this process is. Answers from a thread of its own, also when the engine's event loop is blocked."""
+        return f"{task_stacks(self._loop)}\n{thread_stacks()}"
 
     async def shutdown(self) -> None:
         """End the engine's processes; the actor itself stays."""

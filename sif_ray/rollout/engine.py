@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import hashlib
 import io
 import itertools
@@ -32,7 +31,7 @@ POLL_S = 0.02  # how often an engine looks whether the learner has come to send
 if TYPE_CHECKING:
     from vllm.config.model import ModelDType
 
-    from sif_ray.rollout.vllm_client import Completion, Counters, VllmClient
+    from sif_ray.rollout.vllm_client import Completion, VllmClient
 
 
 @dataclass(frozen=True)
@@ -93,11 +92,6 @@ class RolloutEngine:
     def version(self) -> int:
         """Policy version that generates now."""
         return self._version
-
-    def counters(self) -> Counters:
-        """What the engine has computed since it started, e.g. how many prompt tokens its caches saved."""
-        client, _ = self._started()
-        return dataclasses.replace(client.counters)
 
     async def start(self) -> None:
         """Start vLLM's processes and load the checkpoint: 15 to 30 s on a CPU. Raises for a policy it cannot update."""
@@ -193,8 +187,17 @@ class RolloutEngine:
                 version, num_tensors, num_bytes, checksum = await client.load_verified(update.version)
                 self._version = version
             resumed = time.monotonic()
+            prompts = client.take_prompt_tokens()
             return Receipt(
-                version, num_tensors, num_bytes, checksum, self.engine_id, resumed - started, resumed - paused
+                version,
+                num_tensors,
+                num_bytes,
+                checksum,
+                self.engine_id,
+                seconds=resumed - started,
+                pause_s=resumed - paused,
+                prompt_tokens=prompts.total,
+                computed_prompt_tokens=prompts.computed,
             )
 
     async def shutdown(self) -> None:

@@ -58,30 +58,25 @@ class Completion:
 
 
 @dataclass
-class Counters:
-    """What an engine has done since it started."""
+class PromptTokens:
+    """Prompt tokens of requests, each of a group's G counted."""
 
-    prompt_tokens: int = 0  # of all requests, each of a group's G counted
-    computed_prompt_tokens: int = 0  # the part that no cache held
-    generated_tokens: int = 0
-    preempted_requests: int = 0  # their tokens are computed again: every update does this to what is running
+    total: int = 0
+    computed: int = 0  # the part that no cache held
 
 
-class _CounterLogger(StatLoggerBase):
-    """vLLM's statistics of every step, added up."""
+class _PromptCounter(StatLoggerBase):
+    """Adds up what vLLM says of every step."""
 
-    def __init__(self, counters: Counters) -> None:
-        self._counters = counters
+    def __init__(self, client: VllmClient) -> None:
+        self._client = client
 
     def record(
         self, scheduler_stats: Any, iteration_stats: IterationStats | None, *others: Any, **more_others: Any
     ) -> None:
         if iteration_stats is not None:
-            prompts = iteration_stats.prompt_token_stats
-            self._counters.prompt_tokens += prompts.total
-            self._counters.computed_prompt_tokens += prompts.computed
-            self._counters.generated_tokens += iteration_stats.num_generation_tokens
-            self._counters.preempted_requests += iteration_stats.num_preempted_reqs
+            self._client.prompt_tokens.total += iteration_stats.prompt_token_stats.total
+            self._client.prompt_tokens.computed += iteration_stats.prompt_token_stats.computed
 
     def log_engine_initialized(self) -> None:
         """Nothing to say."""
@@ -135,9 +130,9 @@ class VllmClient:
         )
         self.num_workers = config.tensor_parallel_size
         self.address = get_ip()  # of this machine, as others reach it; VLLM_HOST_IP wins
-        self.counters = Counters()
+        self.prompt_tokens = PromptTokens()
         self._llm = AsyncLLM.from_engine_args(
-            engine_args, stat_loggers=[lambda vllm_config, index: _CounterLogger(self.counters)]
+            engine_args, stat_loggers=[lambda vllm_config, index: _PromptCounter(self)]
         )
         self._processes = _engine_processes(self._llm)
 
@@ -188,6 +183,11 @@ class VllmClient:
                 if output.finished:
                     return list(output.prompt_token_ids or ()), [_completion(item) for item in output.outputs]
         raise EngineDiedError(f"request {request_id} ended without an output")
+
+    def take_prompt_tokens(self) -> PromptTokens:
+        """What was asked and computed since the last call."""
+        taken, self.prompt_tokens = self.prompt_tokens, PromptTokens()
+        return taken
 
     async def verify_weights(self, manifest: Manifest) -> None:
         """Have every worker check an update; raises `WeightSyncError` with the reasons of those that refuse."""

@@ -88,6 +88,8 @@ class Receipt:
     engine_id: str
     seconds: float  # from the call to the resumed generation
     pause_s: float  # part of `seconds` in which nothing was generated
+    prompt_tokens: int = 0  # of the requests since the update before, each of a group's G counted
+    computed_prompt_tokens: int = 0  # the part of them that no cache held
 
 
 def make_update(

@@ -170,6 +170,8 @@ def test_an_update_in_mid_generation_is_exact_to_the_token(actor: Any, old: Refe
     groups, receipt = asyncio.run(generate_and_update())
     assert (receipt.version, receipt.num_tensors) == (FIRST_VERSION + 1, len(update.tensors))
     assert (receipt.checksum, receipt.num_bytes) == (update.checksum, update.num_bytes)
+    assert 0 < receipt.pause_s < receipt.seconds
+    assert 0 < receipt.computed_prompt_tokens < receipt.prompt_tokens
     assert ray.get(actor.version.remote()) == FIRST_VERSION + 1
 
     split = [(group, item) for group in groups for item in group.rollouts if len(item.version_spans) == 2]
