@@ -24,6 +24,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.utils.nccl import unpinned_nccl_env
 
 from sif_ray.rollout.errors import WeightSyncError
 from sif_ray.rollout.orphans import end_with_owner
@@ -82,7 +83,8 @@ class VerifiedTransfer(WeightTransferEngine[VerifiedInit, VerifiedUpdate]):
             specs, buckets = open_staged(manifest)
         else:
             specs = specs_from_rows(manifest["tensors"])
-            buckets = receive_buckets(manifest, self.parallel_config.rank, self.parallel_config.world_size)
+            with unpinned_nccl_env():  # else NCCL would differ from the learner's here, and both would hang
+                buckets = receive_buckets(manifest, self.parallel_config.rank, self.parallel_config.world_size)
         check_coverage(specs, self._expected)
         tensors = list(read_tensors(specs, buckets))
         num_bytes = sum(spec.num_bytes for spec in specs)

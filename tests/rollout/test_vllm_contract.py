@@ -26,6 +26,8 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec
 from vllm.outputs import CompletionOutput, RequestOutput, WeightVersionSpan
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
+from vllm.utils.nccl import unpinned_nccl_env
+from vllm.utils.network_utils import get_ip
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import PauseMode
@@ -60,6 +62,8 @@ CALLS: list[tuple[Callable[..., Any], str]] = [
     (StatLoggerBase.log_engine_initialized, ""),
     (initialize_layerwise_reload, "model"),
     (finalize_layerwise_reload, ""),  # wrapped: takes anything, the model and its configuration
+    (unpinned_nccl_env, ""),
+    (get_ip, ""),
     (WeightTransferEngineFactory.register_engine, "name module_path_or_cls"),
     (base.WeightTransferEngine.__init__, "config vllm_config device model"),
     (base.WeightTransferEngine.parse_update_info, "update_dict"),
