@@ -142,6 +142,11 @@ class LearnerGroup:
         """Resume from the newest checkpoint in `folder`; returns its client state."""
         return (await self._on_every_rank("load_checkpoint", folder))[0]
 
+    async def check_alive(self) -> None:
+        """Raise `LearnerDied` if the process of a rank is gone. Waits for at most `DEATH_NOTICE_S`."""
+        with contextlib.suppress(TimeoutError):  # a rank that is busy
+            await asyncio.wait_for(self._on_every_rank("__ray_ready__"), DEATH_NOTICE_S)
+
     def shutdown(self) -> None:
         """End the ranks, whatever they are doing."""
         for rank in self._ranks:

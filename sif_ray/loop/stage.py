@@ -168,14 +168,26 @@ async def train(parts: Parts) -> None:
             learner = parts.make_learner()
             try:
                 return await _train_from_checkpoint(parts, learner, metrics, timeline)
-            except LearnerDied as error:
+            except Exception as error:
+                death = await _learner_death(learner, error)
                 deaths += 1
-                if deaths > MAX_LEARNER_DEATHS:
+                if death is None or deaths > MAX_LEARNER_DEATHS:
                     raise
                 version = parts.checkpoints.newest_version() or 0
-                log.warning("the run starts again from step %d (death %d of a learner): %s", version, deaths, error)
+                log.warning("the run starts again from step %d (death %d of a learner): %s", version, deaths, death)
             finally:
                 learner.shutdown()
+
+
+async def _learner_death(learner: LearnerGroup, error: Exception) -> LearnerDied | None:
+    """The death of a rank behind an error: an engine may be the first to miss what the rank was to send."""
+    if isinstance(error, LearnerDied):
+        return error
+    try:
+        await learner.check_alive()
+    except LearnerDied as death:
+        return death
+    return None
 
 
 async def _train_from_checkpoint(parts: Parts, learner: LearnerGroup, metrics: MetricsLog, timeline: Timeline) -> None:

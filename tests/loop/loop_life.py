@@ -50,6 +50,9 @@ class DiskLearner(FakeLearner):
         Path(output).mkdir(exist_ok=True)
         (Path(output) / "weights.json").write_text(json.dumps(self.trained))
 
+    async def check_alive(self) -> None:
+        pass
+
     def shutdown(self) -> None:
         self.ended = True
 

@@ -18,11 +18,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
-from loop_fakes import FakeScorer
+from loop_fakes import FakeEngine, FakeFactory, FakeScorer
 from loop_life import EPOCHS, MAX_STALENESS, PROMPTS, DiskLearner, live, parts_of
 from toy_dataset import write_dataset
 
@@ -235,6 +236,45 @@ def test_policy_that_was_lost_is_written_again(tmp_path):
     shutil.rmtree(tmp_path / "checkpoint")
     live(tmp_path, seed=1)
     assert check_finished(tmp_path)["judge abstained: no reference"] == EPOCHS
+
+
+def test_death_that_an_engine_notices_first_is_the_learners(tmp_path, caplog):
+    class Vanishing(DiskLearner):
+        gone = False
+
+        async def publish(self, version):
+            update = await super().publish(version)
+            if version != 7 or Vanishing.gone:
+                return update
+            Vanishing.gone = self.is_gone = True
+            return replace(update, buckets=())  # what the learner held is not there any more
+
+        async def check_alive(self):
+            if getattr(self, "is_gone", False):
+                raise LearnerDied("rank 0 of 1 died")
+
+    class Fetching(FakeEngine):
+        async def update_weights(self, update):
+            if not update.buckets:
+                raise ConnectionError("the owner of the weights is gone")
+            return await super().update_weights(update)
+
+    rng = random.Random(0)
+    parts = parts_of(tmp_path, make_learner=Vanishing)
+    engines = FakeFactory([], lambda: Fetching(rng), rng, slow_s=0.01)
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(stage.train(replace(parts, engines=engines)))
+    check_finished(tmp_path)
+    assert "the run starts again from step 6 (death 1 of a learner): rank 0 of 1 died" in caplog.text
+
+
+def test_error_of_another_part_ends_the_run(tmp_path):
+    class Broken(FakeScorer):
+        async def score(self, texts_G, sample, previous):
+            raise ConnectionError("no judge")
+
+    with pytest.raises(ConnectionError, match="no judge"):
+        asyncio.run(stage.train(parts_of(tmp_path, make_scorer=Broken)))
 
 
 def test_learner_that_dies_again_and_again_ends_the_run(tmp_path):
