@@ -13,11 +13,12 @@ import logging
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 
 from sif_ray import config as configuration
 from sif_ray.config import ConfigError, GrpoConfig, QuickstartConfig, StageConfig
+from sif_ray.quickstart import with_paths
 from sif_ray.resources.plan import describe, make_plan
 
 log = logging.getLogger(__name__)
@@ -90,9 +91,10 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
 
 def plans(config: StageConfig) -> Iterator[str]:
     """What a dry run prints below the settings. Raises `ConfigError` for a plan that cannot work."""
-    grpo = config.grpo if isinstance(config, QuickstartConfig) else config
-    if isinstance(grpo, GrpoConfig):
-        yield describe(grpo, make_plan(grpo))
+    if isinstance(config, QuickstartConfig):
+        config = replace(with_paths(config).grpo, policy=config.warmup.policy)  # of the same shape, and there already
+    if isinstance(config, GrpoConfig):
+        yield describe(config, make_plan(config))
 
 
 def job_parser(name: str) -> argparse.ArgumentParser:

@@ -118,7 +118,8 @@ def test_job_help_has_examples_that_hold(name: str, capsys: pytest.CaptureFixtur
     assert cli.main([name, "--help"]) == 0
     shown = capsys.readouterr().out
     assert "--dry-run" in shown and "exit status" in shown
-    assert cli.main([name, cli.JOBS[name].override, "--dry-run"]) == 0
+    config = str(ROOT / "configs" / f"{name}.yaml")
+    assert cli.main([name, "--config", config, cli.JOBS[name].override, "--dry-run"]) == 0
 
 
 def test_the_file_then_the_overrides_reach_the_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def _input_lines(config: GrpoConfig) -> Iterator[str]:
     for key in ("data", "policy"):
         value = getattr(config, key)
         if value != "toy" and not Path(value).exists():
-            yield f"{key}: {value} is not found here; the run will look for it when it starts"
+            yield f"{key}: {value} is not found here; it is needed when the stage starts"
 
 
 def _gib(count: float) -> str:
