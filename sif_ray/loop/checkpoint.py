@@ -9,7 +9,8 @@
 
 A checkpoint is written under another name, flushed to the disk and renamed, so it is there whole or not at all. What a
 disk lost afterwards is found when it is read, and is an error that names the file: falling back in silence would repeat
-work that was done. Removing the folder falls back on purpose. The files of this module are data and never run code.
+work that was done. Removing the folder falls back on purpose. The files of this module are data and never run code; the
+learner's are DeepSpeed's, which can: continue only from checkpoints of your own.
 
 On several machines the output folder must be one that every learner rank reaches.
 """
@@ -22,6 +23,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -107,6 +109,7 @@ class Checkpoints:
         path = self._path(state.version)
         if path.exists():
             return
+        started_s = time.monotonic()
         part = path.with_name(f".{path.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -117,7 +120,8 @@ class Checkpoints:
                 "that all machines share"
             )
         await asyncio.to_thread(self._complete, part, path, state)
-        log.info("checkpoint of step %d with %d scored groups: %s", state.version, len(state.groups), path)
+        seconds = time.monotonic() - started_s
+        log.info("checkpoint with %d scored groups, written in %.1f s: %s", len(state.groups), seconds, path)
 
     def load(self, version: int, images_of: Callable[[str], tuple[bytes, ...]]) -> RunState:
         """The state of a checkpoint; `images_of` gives the encoded images of a sample's prompt.

@@ -30,6 +30,15 @@ def test_rate_and_time_left(clock):
         assert progress.tell() == "4/10 steps, 2 s per step, 0:12 left, reward 1.5"
 
 
+def test_what_was_done_before_counts_for_the_end_and_not_for_the_rate(clock, caplog):
+    caplog.set_level(logging.INFO, logger="sif_ray")
+    with Progress("GRPO", total=10, unit="steps", every_s=100.0, clock=clock, done=6) as progress:
+        clock.now_s += 2.0
+        progress.advance()
+        assert progress.tell() == "7/10 steps, 2 s per step, 0:06 left"
+    assert caplog.messages == ["GRPO: 1 steps in 0:02, 2 s per step"]
+
+
 def test_the_rate_is_of_the_last_minute(clock):
     with Progress("rows", total=2000, clock=clock) as progress:
         clock.now_s += 300.0  # a slow start
