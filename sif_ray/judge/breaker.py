@@ -34,18 +34,23 @@ class Breaker:
         self._changed = asyncio.Event()
         self.times_opened = 0
 
+    @property
+    def is_open(self) -> bool:
+        """The judge is taken for down; half-open included."""
+        return self._open_until_s is not None
+
     def enter(self) -> bool:
         """True: an attempt may be made now. False: the breaker is open, or another attempt probes already."""
         if self._wait_s() > 0:
             return False
-        self._probing = self._open_until_s is not None
+        self._probing = self.is_open
         return True
 
     def leave(self, alive: bool | None) -> None:
         """The attempt has ended: the judge answered, did not, or (None) was not heard out."""
         if alive:
-            if self._open_until_s is not None:
-                log.info("the judge answers again")
+            if self.is_open:
+                log.warning("the judge answers again")
             self._in_a_row, self._open_until_s = 0, None
         elif alive is not None:
             self._in_a_row += 1
@@ -68,7 +73,7 @@ class Breaker:
         return True
 
     def _open(self) -> None:
-        if self._open_until_s is None:
+        if not self.is_open:
             self.times_opened += 1
             log.warning("the judge failed %d times in a row; next attempt in %g s", self._in_a_row, self._cooldown_s)
         self._open_until_s = time.monotonic() + self._cooldown_s

@@ -164,13 +164,19 @@ class LlmJudge:
         return Scored(score)
 
     async def _attempt(self, item: Question, number: int, give_up_s: float) -> float:
-        """Ask once, as soon as breaker and limits allow it."""
+        """Ask as soon as breaker and limits allow it, and until the judge is not down."""
         while True:
             if not await self._breaker.wait(give_up_s - time.monotonic()):
                 raise CallError("judge is down")
             async with self._limits.slot():
-                if self._breaker.enter():
+                if not self._breaker.enter():
+                    continue
+                try:
                     return await self._ask(item, number, give_up_s)
+                except CallError as error:
+                    # An attempt while the judge is down says nothing about this answer, so it is none of its retries.
+                    if not (error.retry and self._breaker.is_open) or time.monotonic() >= give_up_s:
+                        raise
 
     async def _ask(self, item: Question, number: int, give_up_s: float) -> float:
         """Ask once, and tell everybody what came of it."""

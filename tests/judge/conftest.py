@@ -52,7 +52,7 @@ def judging(proxy: FaultyProxy, tmp_path: Path) -> Callable[..., contextlib.Abst
             "kind": "llm",
             "model": "judge",
             "base_url": f"{proxy.url}/v1",
-            "timeout_s": 10.0,
+            "timeout_s": 30.0,
             "max_wait_s": 0.0,
         }
         judge = LlmJudge(JudgeConfig(**settings | changes), api_key, tmp_path, worker, num_workers)

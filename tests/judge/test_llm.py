@@ -19,7 +19,7 @@ from sif_ray.judge.factory import check_judge, make_judge
 from sif_ray.judge.outcome import Abstained, Failed, Scored
 from sif_ray.observe import jsonl
 
-TIMEOUT_S = 1.0  # where a call is meant to run into it; long enough for a busy machine to answer the others
+TIMEOUT_S = 2.0  # where a call is meant to run into it; long enough for a busy machine to answer the others
 REASONS = {
     "429": "rate limit",
     "500": "HTTP 500",
@@ -64,22 +64,26 @@ async def test_without_image_none_is_sent(judging, server):
     assert server.images == []
 
 
+def timeout_s(fault: str) -> float:
+    return TIMEOUT_S if REASONS[fault] == "timeout" else 30.0
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_fault_is_retried_and_leaves_no_trace_in_the_score(fault, judging, proxy, photo, tmp_path):
-    proxy.faults = iter([fault, fault])
-    async with judging(max_retries=2, timeout_s=TIMEOUT_S if REASONS[fault] == "timeout" else 10.0) as judge:
+    proxy.faults = iter([fault])
+    async with judging(max_retries=1, timeout_s=timeout_s(fault)) as judge:
         assert await judge.judge("q", "red ball", "blue ball", photo) == Scored(closeness("red ball", "blue ball"))
         metrics = judge.metrics()
-    assert [line["error"] for line in audit(tmp_path)] == [REASONS[fault], REASONS[fault], ""]
-    assert [line["score"] for line in audit(tmp_path)] == [None, None, closeness("red ball", "blue ball")]
-    assert metrics["judge/calls"] == 3 and metrics["judge/retries"] == 2 and metrics["judge/scored"] == 1
-    assert metrics[f"judge/error/{REASONS[fault].replace(' ', '_')}"] == 2
+    assert [line["error"] for line in audit(tmp_path)] == [REASONS[fault], ""]
+    assert [line["score"] for line in audit(tmp_path)] == [None, closeness("red ball", "blue ball")]
+    assert metrics["judge/calls"] == 2 and metrics["judge/retries"] == 1 and metrics["judge/scored"] == 1
+    assert metrics[f"judge/error/{REASONS[fault].replace(' ', '_')}"] == 1
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "drip"])  # it is another time-out
 async def test_retries_used_up_are_a_failure_not_a_score(fault, judging, proxy, photo):
-    proxy.faults = iter([fault] * 2)
-    async with judging(max_retries=1, timeout_s=TIMEOUT_S if REASONS[fault] == "timeout" else 10.0) as judge:
+    proxy.faults = iter([fault])
+    async with judging(max_retries=0, timeout_s=timeout_s(fault)) as judge:
         assert await judge.judge("q", "red", "red", photo) == Failed(REASONS[fault])
         assert judge.metrics()["judge/failed"] == 1
         assert await judge.judge("q", "red", "red", photo) == Scored(1.0), "a failure is not kept"
@@ -181,17 +185,17 @@ async def test_an_outage_shorter_than_max_wait_costs_no_answer(judging, photo):
     answers = [f"red {i}" for i in range(30)]
     with served(SmallJudge().app()) as address:
         port = int(address.rsplit(":", 1)[1])
-    settings = {"base_url": f"{address}/v1", "max_retries": 2, "breaker_failures": 4, "breaker_cooldown_s": 0.1}
+    settings = {"base_url": f"{address}/v1", "max_retries": 3, "breaker_failures": 4, "breaker_cooldown_s": 0.05}
     async with judging(**settings, max_wait_s=20) as judge:
+        started_s = time.monotonic()
         asked = [asyncio.create_task(judge.judge("q", "red", answer, photo)) for answer in answers]
-        await asyncio.sleep(0.5)
-        calls_while_down = judge.metrics()["judge/calls"]
+        await asyncio.sleep(1.0)
+        calls_while_down, seconds = judge.metrics()["judge/calls"], time.monotonic() - started_s
         assert not all(task.done() for task in asked)
         with served(SmallJudge().app(), port):
             outcomes = await asyncio.gather(*asked)
-    assert calls_while_down < 45, "30 answers, of which only probes went out once the judge was known to be down"
-    survived = [outcome for outcome in outcomes if isinstance(outcome, Scored)]
-    assert outcomes == [Scored(closeness("red", answer)) for answer in answers], f"{len(survived)} of 30 scored"
+    assert calls_while_down <= 4 + 30 + seconds / 0.05, "those under way when the breaker opened, then probes"
+    assert outcomes == [Scored(closeness("red", answer)) for answer in answers]
 
 
 async def test_limits_are_those_of_all_workers_together(judging, server, photo):

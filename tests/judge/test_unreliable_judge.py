@@ -113,8 +113,8 @@ async def perfect(lease: Lease, sample: Sample) -> GroupScores:
 
 @pytest.mark.parametrize("max_retries", [0, 10])
 async def test_thirty_percent_of_failed_calls_change_no_reward(max_retries, judging, proxy, samples):
-    proxy.faults = at_random(0.3, seed=7, kinds=QUICK_FAULTS * 2 + ("hang",))
-    async with judging(max_retries=max_retries, timeout_s=1.0, breaker_failures=1000) as judge:
+    proxy.faults = at_random(0.3, seed=7, kinds=QUICK_FAULTS)
+    async with judging(max_retries=max_retries, breaker_failures=1000) as judge:
         trained, ledger, failures = await train(judge, samples)
         metrics = judge.metrics()
     faults = [fault for _, fault in proxy.arrivals if fault]
