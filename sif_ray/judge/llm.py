@@ -30,7 +30,10 @@ What an answer meets on its way:
 - Retries used up, a judge that is down for longer than `max_wait_s`, a wrong key or model: `Failed`. So is a reply that
   holds no score: the group's next answers are others, and may have one.
 - A request that the server refuses for what it contains (content policy, too long): `Abstained`.
-- Every attempt is a line of the audit log: key, prompt, hash of the photo, reply, score, error, seconds, tokens. The
+- Attempts while the breaker is open are probes, not retries of an answer: an outage shorter than `max_wait_s` costs
+  nothing but time.
+- What the policy wrote is not to be trusted; `sif_ray.method.prompts.judge_user` keeps it in its place.
+- `judge/` in the run folder holds the cache and one audit log per worker. Every attempt is a line of it: key, prompt, hash of the photo, reply, score, error, seconds, tokens. The
   key covers the model, both messages, the photo and the reply's form; the system message is
   `sif_ray.method.prompts.judge_system`.
 """
