@@ -6,6 +6,7 @@ is trained once, and no token older than the bound.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ class Trail:
 
     def __init__(self, path: str | Path, continue_from: int) -> None:
         self._file = jsonl.open_for_append(Path(path))
-        self._file.write(jsonl.to_line({"continue_from": continue_from}))
+        self._file.write(jsonl.to_line({"continue_from": continue_from, "time_s": time.time()}))
 
     def trained(self, version: int, groups: Sequence[ScoredGroup]) -> None:
         """The step that made `version` was done on `groups`."""

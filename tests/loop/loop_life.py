@@ -19,7 +19,7 @@ from sif_ray.loop.rewarder import GroupScores, ScoringFailed
 from sif_ray.observe.run_folder import RunFolder
 from sif_ray.toyworld.render import png
 
-PROMPTS, EPOCHS = 40, 3
+PROMPTS, EPOCHS = 50, 3
 HOPELESS = "p3"  # the judge has no verdict on it, ever
 MAX_STALENESS = 2
 
@@ -97,9 +97,6 @@ def parts_of(
     )
 
 
-def live(output: Path, seed: int, started: Any = None) -> None:
-    """One life of a driver, to the end of the run; sets the event `started` when the parts are made."""
-    parts = parts_of(output, seed=seed)
-    if started is not None:
-        started.set()
-    asyncio.run(stage.train(parts))
+def live(output: Path, seed: int) -> None:
+    """One life of a driver, to the end of the run."""
+    asyncio.run(stage.train(parts_of(output, seed=seed)))

@@ -33,6 +33,7 @@ from sif_ray.loop.trail import read_trail
 from sif_ray.observe.metrics import read_metrics
 
 TICKETS = PROMPTS * EPOCHS
+SHORT, SHORT_TICKETS = {"max_steps": 14}, 42
 
 
 def check_finished(output: Path, num_tickets: int = TICKETS, max_staleness: int = MAX_STALENESS) -> Counter[str]:
@@ -55,7 +56,7 @@ def check_finished(output: Path, num_tickets: int = TICKETS, max_staleness: int 
 def test_run_without_interruption(tmp_path):
     live(tmp_path, seed=0)
     assert check_finished(tmp_path)["judge abstained: no reference"] == EPOCHS
-    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-000038", "step-000039"]
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-000048", "step-000049"]
 
 
 def test_run_killed_at_random_moments_trains_every_prompt_once(tmp_path):
@@ -64,13 +65,10 @@ def test_run_killed_at_random_moments_trains_every_prompt_once(tmp_path):
     context.set_forkserver_preload(["sif_ray.loop.stage"])  # its imports take seconds
     reached = []
     for kill in range(20):
-        started = context.Event()
-        driver = context.Process(target=live, args=(tmp_path, kill, started))
+        before = last_start(tmp_path)
+        driver = context.Process(target=live, args=(tmp_path, kill))
         driver.start()
-        assert started.wait(timeout=120)
-        wanted = newest_version(tmp_path) + rng.randint(0, 3)
-        while newest_version(tmp_path) < wanted and driver.exitcode is None:
-            driver.join(timeout=0.002)
+        wait_for_steps(tmp_path, before, rng.randint(0, 3), driver.is_alive)
         driver.join(timeout=rng.uniform(0, 0.05))
         assert driver.exitcode is None, f"the run ended before kill {kill}, at versions {reached}"
         driver.kill()
@@ -84,6 +82,22 @@ def test_run_killed_at_random_moments_trains_every_prompt_once(tmp_path):
 def newest_version(output: Path) -> int:
     trail = output / "trained.jsonl"
     return max(read_trail(trail), default=0) if trail.exists() else 0
+
+
+def last_start(output: Path) -> str:
+    """What the newest life of the run has written when it started."""
+    trail = output / "trained.jsonl"
+    lines = trail.read_text().splitlines() if trail.exists() else []
+    return next((line for line in reversed(lines) if "continue_from" in line), "")
+
+
+def wait_for_steps(output: Path, before: str, count: int, is_alive: Callable[[], bool]) -> None:
+    """Until a life that started after `before` has done `count` steps, or is not alive any more."""
+    while last_start(output) == before and is_alive():
+        time.sleep(0.005)
+    wanted = newest_version(output) + count
+    while newest_version(output) < wanted and is_alive():
+        time.sleep(0.005)
 
 
 # --- stopped ---------------------------------------------------------------------------------------------------------
@@ -102,13 +116,13 @@ async def run_and_stop(parts: stage.Parts, when: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("max_staleness", [0, MAX_STALENESS])
 def test_stopped_run_saves_its_last_step_and_goes_on(tmp_path, max_staleness):
-    changes = {"checkpoint_every": 0, "max_staleness": max_staleness}
-    for stop_at in (4, 11, 12):
+    changes = {"checkpoint_every": 0, "max_staleness": max_staleness} | SHORT
+    for stop_at in (4, 9, 10):
         parts = parts_of(tmp_path, **changes)
         asyncio.run(run_and_stop(parts, lambda stop_at=stop_at: newest_version(tmp_path) >= stop_at))
         assert parts.checkpoints.newest_version() == newest_version(tmp_path) >= stop_at
     asyncio.run(stage.train(parts_of(tmp_path, **changes)))
-    check_finished(tmp_path, max_staleness=max_staleness)
+    check_finished(tmp_path, SHORT_TICKETS, max_staleness)
     assert (tmp_path / "trained.jsonl").read_text().count("continue_from") == 4
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == len(read_trail(tmp_path / "trained.jsonl"))
 
@@ -124,10 +138,11 @@ def test_stop_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
             return await super().train(groups, version)
 
     monkeypatch.setattr(stage, "STOP_TIMEOUT_S", 0.1)
-    asyncio.run(run_and_stop(parts_of(tmp_path, make_learner=Stuck), lambda: bool(stuck_at)))
-    assert parts_of(tmp_path).checkpoints.newest_version() == 4
-    live(tmp_path, seed=1)
-    check_finished(tmp_path)
+    asyncio.run(run_and_stop(parts_of(tmp_path, make_learner=Stuck, **SHORT), lambda: bool(stuck_at)))
+    again = parts_of(tmp_path, **SHORT)
+    assert again.checkpoints.newest_version() == 4
+    asyncio.run(stage.train(again))
+    check_finished(tmp_path, SHORT_TICKETS)
 
 
 def test_error_while_stopping_is_told(tmp_path, caplog):
@@ -199,14 +214,14 @@ def learners_that_die(at: list[tuple[str, int]]) -> tuple[type[DiskLearner], lis
     [
         ([("train", 1), ("train", 5)], [0, 0, 4]),  # before the first checkpoint, and after one
         ([("publish", 4), ("save_checkpoint", 6)], [0, 2, 4]),  # the checkpoint of version 6 is not complete
-        ([("start", 0), ("save_policy", 39)], [0, 0, 39]),
+        ([("start", 0), ("save_policy", 14)], [0, 0, 14]),
     ],
 )
 def test_run_whose_learner_dies_starts_again_from_the_checkpoint(tmp_path, caplog, deaths, starts):
     learner, made = learners_that_die(deaths)
     with caplog.at_level(logging.WARNING):
-        asyncio.run(stage.train(parts_of(tmp_path, make_learner=learner)))
-    check_finished(tmp_path)
+        asyncio.run(stage.train(parts_of(tmp_path, make_learner=learner, **SHORT)))
+    check_finished(tmp_path, SHORT_TICKETS)
     lines = [json.loads(line) for line in (tmp_path / "trained.jsonl").read_text().splitlines()]
     assert [line["continue_from"] for line in lines if "continue_from" in line] == starts
     assert len(made) == 3 and all(learner.ended for learner in made)
@@ -220,10 +235,10 @@ def test_run_whose_learner_dies_starts_again_from_the_checkpoint(tmp_path, caplo
 def test_on_policy_run_that_starts_again_draws_what_it_would_have_drawn(tmp_path):
     def drawn(output: Path, deaths: list[tuple[str, int]]) -> tuple[dict, set]:
         learner, _ = learners_that_die(deaths)
-        changes = {"max_staleness": 0, "checkpoint_every": 1, "make_scorer": FakeScorer}
+        changes = {"max_staleness": 0, "checkpoint_every": 1, "make_scorer": FakeScorer} | SHORT
         parts = parts_of(output, make_learner=learner, **changes)
         asyncio.run(stage.train(parts))
-        check_finished(output, max_staleness=0)
+        check_finished(output, SHORT_TICKETS, max_staleness=0)
         seeds = {(r.ticket_id, r.seed) for _, engine in parts.engines.started for r in engine.requests}
         steps = {version: set(tickets) for version, tickets in read_trail(output / "trained.jsonl").items()}
         return steps, {(ticket_id, seed) for ticket_id, seed in seeds if not ticket_id.startswith("probe")}
@@ -232,10 +247,11 @@ def test_on_policy_run_that_starts_again_draws_what_it_would_have_drawn(tmp_path
 
 
 def test_policy_that_was_lost_is_written_again(tmp_path):
-    live(tmp_path, seed=0)
+    asyncio.run(stage.train(parts_of(tmp_path, **SHORT)))
     shutil.rmtree(tmp_path / "checkpoint")
-    live(tmp_path, seed=1)
-    assert check_finished(tmp_path)["judge abstained: no reference"] == EPOCHS
+    asyncio.run(stage.train(parts_of(tmp_path, **SHORT)))
+    check_finished(tmp_path, SHORT_TICKETS)
+    assert (tmp_path / "checkpoint" / "weights.json").is_file()
 
 
 def test_death_that_an_engine_notices_first_is_the_learners(tmp_path, caplog):
@@ -260,11 +276,11 @@ def test_death_that_an_engine_notices_first_is_the_learners(tmp_path, caplog):
             return await super().update_weights(update)
 
     rng = random.Random(0)
-    parts = parts_of(tmp_path, make_learner=Vanishing)
+    parts = parts_of(tmp_path, make_learner=Vanishing, **SHORT)
     engines = FakeFactory([], lambda: Fetching(rng), rng, slow_s=0.01)
     with caplog.at_level(logging.WARNING):
         asyncio.run(stage.train(replace(parts, engines=engines)))
-    check_finished(tmp_path)
+    check_finished(tmp_path, SHORT_TICKETS)
     assert "the run starts again from step 6 (death 1 of a learner): rank 0 of 1 died" in caplog.text
 
 
@@ -308,22 +324,6 @@ def start_job(data: Path, output: Path) -> subprocess.Popen:
         return subprocess.Popen(command, cwd=ROOT, stdout=told, stderr=subprocess.STDOUT)
 
 
-def wait_for_steps(output: Path, job: subprocess.Popen, count: int) -> None:
-    """Until the job has done `count` more steps than its start had left."""
-    lives = count_lives(output)
-    while count_lives(output) == lives and job.poll() is None:
-        time.sleep(0.05)
-    wanted = newest_version(output) + count
-    while newest_version(output) < wanted and job.poll() is None:
-        time.sleep(0.05)
-
-
-def count_lives(output: Path) -> tuple[int, int]:
-    """Changes when a life starts; one that starts from the beginning writes a new trail."""
-    trail = output / "trained.jsonl"
-    return (trail.stat().st_ino, trail.read_text().count("continue_from")) if trail.exists() else (0, 0)
-
-
 def descendants(job: subprocess.Popen) -> list[psutil.Process]:
     return psutil.Process(job.pid).children(recursive=True)
 
@@ -338,8 +338,9 @@ def kill_and_resume(data: Path, output: Path, kills: int, rng: random.Random) ->
     """Kill that many lives of a run; returns the version that each had reached."""
     reached = []
     for _ in range(kills):
+        before = last_start(output)
         job = start_job(data, output)
-        wait_for_steps(output, job, rng.randint(0, 3))
+        wait_for_steps(output, before, rng.randint(0, 3), lambda job=job: job.poll() is None)
         time.sleep(rng.uniform(0, 2))
         assert job.poll() is None, f"the run ended at {reached}: {(output / 'log').read_text()}"
         started = descendants(job)
@@ -364,7 +365,7 @@ def test_real_run_killed_again_and_again_trains_every_prompt_once(toy_data, tmp_
 @pytest.mark.timeout(900)
 def test_real_run_whose_learner_is_killed_starts_again_by_itself(toy_data, tmp_path):
     job = start_job(toy_data, tmp_path)
-    wait_for_steps(tmp_path, job, 3)
+    wait_for_steps(tmp_path, "", 3, lambda: job.poll() is None)
     (rank,) = (process for process in descendants(job) if "ray::LearnerActor" in " ".join(process.cmdline()))
     rank.kill()
     assert job.wait() == 0, (tmp_path / "log").read_text()
@@ -377,7 +378,7 @@ def test_real_run_whose_learner_is_killed_starts_again_by_itself(toy_data, tmp_p
 @pytest.mark.timeout(900)
 def test_real_run_that_gets_sigterm_saves_its_step_and_goes_on(toy_data, tmp_path):
     job = start_job(toy_data, tmp_path)
-    wait_for_steps(tmp_path, job, 3)
+    wait_for_steps(tmp_path, "", 3, lambda: job.poll() is None)
     started = descendants(job)
     job.send_signal(signal.SIGTERM)
     assert job.wait(timeout=120) == 130, (tmp_path / "log").read_text()
