@@ -106,6 +106,15 @@ def name_of(case: LearnerConfig) -> str:
     return f"zero {case.zero_stage} {case.dtype}{extra}"
 
 
+@pytest.mark.parametrize(("stage", "gigabytes"), [(0, 120), (1, 31.4), (2, 16.6), (3, 1.9)])
+def test_states_of_the_zero_paper(stage, gigabytes):
+    """Figure 1 of arXiv 1910.02054: 7.5 B parameters on 64 ranks, 16 bytes a parameter in all."""
+    config, parameters = LearnerConfig(num_ranks=64, zero_stage=stage, dtype="bfloat16"), 7_500_000_000
+    states = (memory.weight_bytes, memory.gradient_bytes, memory.optimiser_bytes)
+    assert sum(part(parameters, config) for part in states) / 1e9 == pytest.approx(gigabytes, abs=0.06)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(len(CASES)), ids=[name_of(case) for case in CASES])
 def test_weights_gradients_and_optimiser_are_what_deepspeed_holds(measured, index):
     estimate = learner_memory(SMALL, CASES[index], holds_reference=False)
