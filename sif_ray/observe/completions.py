@@ -145,10 +145,11 @@ def draw(sample: Sample, focus: Sequence[Box]) -> bytes:
 
 
 def _draw(encoded: bytes, truth: Sequence[Box], focus: Sequence[Box]) -> Image.Image:
-    picture = Image.open(io.BytesIO(encoded)).convert("RGB")
+    picture = Image.open(io.BytesIO(encoded))
+    picture.thumbnail((SIDE_PX, SIDE_PX))  # a large JPEG is decoded at a smaller scale
     scale = SIDE_PX / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    picture = picture.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
+    picture = picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
     if focus:
         inside = Image.new("1", size)
         for box in focus:
