@@ -10,12 +10,13 @@ import ray
 from sif_ray.config import GrpoConfig
 from sif_ray.judge.factory import make_judge
 from sif_ray.loop.rewarder import GroupScores, Rewarder, ScoringFailed
+from sif_ray.observe.stacks import thread_stacks
 from sif_ray.records import Sample
 
 MAX_CALLS = 4096  # groups that wait on the judge at once; its own limits are in config.judge
 
 
-@ray.remote(max_concurrency=MAX_CALLS)
+@ray.remote(max_concurrency=MAX_CALLS, concurrency_groups={"stacks": 1})
 class RewardActor:
     """`Rewarder` in a process of its own, which also keeps the judge's connections.
 
@@ -35,3 +36,8 @@ class RewardActor:
     async def metrics(self) -> dict[str, float]:
         """See `Rewarder.metrics`."""
         return self._rewarder.metrics()
+
+    @ray.method(concurrency_group="stacks")
+    async def stacks(self) -> str:
+        """Where this process is. Answers from a thread of its own, also when the event loop of the calls is blocked."""
+        return thread_stacks()

@@ -7,14 +7,10 @@ only waits for others is never stuck, but is in the report, so that it shows who
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 
 @dataclass
@@ -101,23 +97,3 @@ def _tell(party: _Party, now_s: float) -> str:
     what, since = min(party.calls.values(), key=lambda call: call[1])
     count = len(party.calls)
     return f"{count} call{'s' * (count > 1)} under way, the oldest for {now_s - since:.0f} s: {what}"
-
-
-def task_stacks() -> str:
-    """Where the asyncio tasks of this event loop wait, outermost call first; tasks that wait in one place share a line.
-
-    Example line: `3 tasks: grpo.py:383 _roll_out > pool.py:164 call > pool.py:173 _while_alive > locks.py:213 wait`.
-    """
-    counts = Counter(" > ".join(_frames(task)) for task in asyncio.all_tasks() if task is not asyncio.current_task())
-    return "\n".join(f"{count} task{'s' * (count > 1)}: {stack}" for stack, count in sorted(counts.items()))
-
-
-def _frames(task: asyncio.Task[Any]) -> Iterator[str]:
-    awaited: Any = task.get_coro()
-    while awaited is not None:
-        # Coroutines, asynchronous generators and plain generators name the same two things differently.
-        frame = next((frame for kind in ("cr", "ag", "gi") if (frame := getattr(awaited, f"{kind}_frame", None))), None)
-        if frame is not None:
-            yield f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
-        inner = (getattr(awaited, name, None) for name in ("cr_await", "ag_await", "gi_yieldfrom"))
-        awaited = next((found for found in inner if found is not None), None)

@@ -15,6 +15,7 @@ from sif_ray.loop.pool import WorkerDiedError
 log = logging.getLogger(__name__)
 
 SHUTDOWN_TIMEOUT_S = 15.0  # for a worker to end what it has started; afterwards its actor is killed
+STACKS_TIMEOUT_S = 5.0
 MAX_CAUSE_CHARS = 300  # of Ray's report about a death, which is a page
 
 
@@ -37,7 +38,7 @@ class Remote:
             except RayTaskError as error:
                 raise error.cause from error
             except (RayActorError, ObjectLostError) as error:
-                raise WorkerDiedError(_one_line(error)) from error
+                raise WorkerDiedError(_cause(error)) from error
 
         return call
 
@@ -74,10 +75,14 @@ class ActorFactory:
             ray.kill(worker.actor)
 
     async def stacks(self, worker: Remote) -> str:
-        """See `sif_ray.loop.pool.Factory`."""
-        return "not available"
+        """What the actor's method `stacks` says, which needs a thread of its own."""
+        try:
+            return str(await asyncio.wait_for(worker.actor.stacks.remote(), STACKS_TIMEOUT_S))
+        except (RayError, TimeoutError) as error:
+            return f"not available ({type(error).__name__})"
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+def _cause(error: BaseException) -> str:
+    """Ray's report about a death without the actor's particulars, on one line."""
+    text = " ".join(str(error).split()).split("The actor is dead because ")[-1]
     return text if len(text) <= MAX_CAUSE_CHARS else text[:MAX_CAUSE_CHARS] + " ..."

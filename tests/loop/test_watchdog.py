@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-
-from sif_ray.loop.watchdog import Watchdog, task_stacks
+from sif_ray.loop.watchdog import Watchdog
 
 
 class Clock:
@@ -81,23 +79,3 @@ def test_nobody_is_stuck_when_it_is_off():
     with dog.call("engine 0", "start"):
         clock.now_s = 1e9
         assert dog.stuck() == {}
-
-
-def test_stacks_go_down_to_what_a_task_awaits_and_count_equal_ones():
-    async def inner() -> None:
-        await asyncio.Event().wait()
-
-    async def outer() -> None:
-        await inner()
-
-    async def main() -> str:
-        tasks = [asyncio.create_task(outer()) for _ in range(3)]
-        await asyncio.sleep(0)
-        found = task_stacks()
-        for task in tasks:
-            task.cancel()
-        return found
-
-    (line,) = asyncio.run(main()).splitlines()
-    assert line.startswith("3 tasks: test_watchdog.py:")
-    assert [part.split()[-1] for part in line.split(" > ")] == ["outer", "inner", "wait"]
