@@ -33,9 +33,9 @@ What an answer meets on its way:
 - Attempts while the breaker is open are probes, not retries of an answer: an outage shorter than `max_wait_s` costs
   nothing but time.
 - What the policy wrote is not to be trusted; `sif_ray.method.prompts.judge_user` keeps it in its place.
-- `judge/` in the run folder holds the cache and one audit log per worker. Every attempt is a line of it: key, prompt, hash of the photo, reply, score, error, seconds, tokens. The
-  key covers the model, both messages, the photo and the reply's form; the system message is
-  `sif_ray.method.prompts.judge_system`.
+- `judge/` in the run folder holds the cache and one audit log per worker. Every attempt is a line of it: key, prompt,
+  hash of the photo, reply, score, error, seconds, tokens. The key covers the model, both messages, the photo and the
+  reply's form; the system message is `sif_ray.method.prompts.judge_system`.
 """
 
 from __future__ import annotations
