@@ -38,6 +38,8 @@ def test_a_file_and_overrides_are_merged_in_order(tmp_path):
         (["group_sice=8"], ["group_sice"]),
         (["group_size=many"], ["group_size", "many"]),
         (["sampling.temperature=0"], ["sampling", "temperature 0"]),
+        (["stuck_after_s=200"], ["stuck_after_s (200)", "lease_timeout_s (300)"]),
+        (["eval_samples=0"], ["eval_samples = 0", "at least 1"]),
         (["learner.zero_stage=4"], ["learner.zero_stage = 4", "0, 1, 2 or 3"]),
         (["profile=paper"], ["profile = 'paper'", "published, corrected"]),
         (["engine.max_model_len=1"], ["engine.max_model_len = 1"]),

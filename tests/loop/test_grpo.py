@@ -278,3 +278,29 @@ def test_groups_without_spread_are_counted():
     rig = Rig()
     rig.scorers = [Flat(rig.scorers[0].rng)]
     assert rig.run().recorder.metrics[0][1]["no_spread_share"] == 1
+
+
+@pytest.mark.parametrize("max_staleness", [0, 2])
+def test_dynamic_sampling_fills_batches_with_groups_that_have_spread(max_staleness):
+    """A third of the prompts has no spread: it is dropped with its reason, counted, and no batch is short of a group."""
+
+    class Flat(FakeScorer):
+        async def score(self, texts_G, sample, previous):
+            scores = await super().score(texts_G, sample, previous)
+            if int(sample.sample_id[1:]) % 3 == 0:
+                scores.rewards_G[:] = 0.7
+            return scores
+
+    rig = Rig(num_prompts=27, dynamic_sampling=True, max_staleness=max_staleness)
+    rig.scorers = [Flat(rig.scorers[0].rng)]
+    rig.run()
+    flat = {f"0/p{i}" for i in range(0, 27, 3)}
+    assert rig.ledger.dropped() == dict.fromkeys(flat, "no reward spread")
+    assert sorted(rig.learner.trained) == sorted(f"0/p{i}" for i in range(27) if i % 3)
+    assert [len(tickets) for _, tickets in rig.recorder.trail] == [3] * 6
+    assert max(rig.learner.staleness) <= max_staleness
+    values = [values for _, values in rig.recorder.metrics]
+    assert {of_step["no_spread_share"] for of_step in values} == {0}
+    counted = sum(of_step["groups_replaced"] for of_step in values)
+    assert 0 < counted <= 9, "those after the last step are only in the ledger"
+    assert values[-1]["tickets/dropped"] >= counted
