@@ -282,7 +282,7 @@ def test_groups_without_spread_are_counted():
 
 @pytest.mark.parametrize("max_staleness", [0, 2])
 def test_dynamic_sampling_fills_batches_with_groups_that_have_spread(max_staleness):
-    """A third of the prompts has no spread: it is dropped with its reason, counted, and no batch is short of a group."""
+    """A third of the prompts has no spread: it is dropped with its reason, counted, and no batch lacks a group."""
 
     class Flat(FakeScorer):
         async def score(self, texts_G, sample, previous):
