@@ -125,12 +125,12 @@ def branch_logprobs(
     log-probs carry a gradient.
 
     The logits are divided by the temperature exactly as the engine does before it samples. A policy with gradient
-    checkpointing computes them in `HEAD_CHUNKS` parts and again in the backward pass: over a vocabulary of 150,000
-    they would need more memory than all layers together.
+    checkpointing computes them in `HEAD_CHUNKS` parts and again in the backward pass, and in parts where there is no
+    backward pass: over a vocabulary of 150,000 they would need more memory than all layers together.
     """
     states = _states(policy, batch)
     targets_M = batch.input_ids.flatten()[batch.target_at_M]
-    if not (policy.is_gradient_checkpointing and torch.is_grad_enabled()):
+    if torch.is_grad_enabled() and not policy.is_gradient_checkpointing:
         return _score(policy, states, targets_M, temperature)
     parts = zip(states.tensor_split(HEAD_CHUNKS), targets_M.tensor_split(HEAD_CHUNKS), strict=True)
     scored = [checkpoint(_score, policy, *part, temperature, use_reentrant=False) for part in parts]
