@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import threading
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from toy_dataset import write_dataset
 
 from sif_ray.config import ConfigError, EngineConfig, GrpoConfig, JudgeConfig, LearnerConfig, SamplingConfig
 from sif_ray.loop import stage
+from sif_ray.observe.completions import read_completions
 from sif_ray.observe.metrics import read_metrics
 from sif_ray.observe.timeline import busy_share, read_timeline
 from sif_ray.toyworld import assets
@@ -47,7 +49,7 @@ def config_of(dataset: Path, output: Path, **changes) -> GrpoConfig:
 
 @pytest.mark.timeout(600)  # half a minute on two idle cores
 def test_three_steps_with_real_engine_and_learner(ray_local, dataset, tmp_path):
-    stage.run(config_of(dataset, tmp_path))
+    stage.run(config_of(dataset, tmp_path, trackers=["prometheus", "tensorboard"]))
 
     steps = read_metrics(tmp_path / "metrics.jsonl")
     assert [step["step"] for step in steps] == [1, 2, 3]
@@ -56,12 +58,15 @@ def test_three_steps_with_real_engine_and_learner(ray_local, dataset, tmp_path):
     assert max(step["parity_mean_abs"] for step in steps) < 1e-3
     num_bytes = sum(t.nbytes for t in load_file(tmp_path / "checkpoint" / "model.safetensors").values())
     assert {step["sync_bytes"] for step in steps} == {num_bytes}
+    assert all(0 <= step[f"{part}_idle_share"] < 1 for part in ("learner", "engine") for step in steps)
+    assert steps[2]["tickets/trained"] == 6
+    kept = read_completions(tmp_path)
+    assert [line["step"] for line in kept] == [1, 1, 2, 2, 3, 3]
+    assert all((tmp_path / line["picture"]).is_file() for line in kept)
+    assert list((tmp_path / "tensorboard").iterdir())
 
-    ledger = json.loads((tmp_path / "ledger.json").read_text())
-    assert ledger["counts"]["trained"] == 6 and ledger["version"] == 3
-    assert json.loads((tmp_path / "state" / "progress.json").read_text())["means"].keys() == {
-        f"toy-{seed}" for seed in range(4)
-    }
+    finished = json.loads((tmp_path / "finished.json").read_text())
+    assert finished["counts"]["trained"] == 6 and finished["version"] == 3
 
     before = load_file(assets.path("tiny_policy") / "model.safetensors")
     after = load_file(tmp_path / "checkpoint" / "model.safetensors")
@@ -123,20 +128,20 @@ def test_impossible_request_is_refused_before_anything_starts(ray_local, dataset
 
 
 class Killer(threading.Thread):
-    """Kills one process after the other, each when the run has done so many steps."""
+    """Sends a signal to one process after the other, each when the run has done so many steps."""
 
-    def __init__(self, output: Path, victims: dict[str, int]) -> None:
+    def __init__(self, output: Path, steps: dict[str, int], sent: signal.Signals = signal.SIGKILL) -> None:
         super().__init__(daemon=True)
-        self.metrics, self.victims = output / "metrics.jsonl", victims
-        self.killed: list[str] = []
+        self.metrics, self.steps, self.sent = output / "metrics.jsonl", steps, sent
+        self.victims: dict[str, psutil.Process] = {}
 
     def run(self) -> None:
-        for title, steps in self.victims.items():
+        for title, steps in self.steps.items():
             while not self.metrics.exists() or len(self.metrics.read_text().splitlines()) < steps:
                 time.sleep(0.02)
             (victim,) = (p for p in psutil.Process().children(recursive=True) if title in " ".join(p.cmdline()))
-            victim.kill()
-            self.killed.append(title)
+            victim.send_signal(self.sent)
+            self.victims[title] = victim
 
 
 @pytest.mark.slow  # starts three vLLM engines one after the other: a minute and a half on two idle cores
@@ -147,7 +152,7 @@ def test_killed_engine_rollout_actor_and_reward_actor_cost_no_ticket(ray_local, 
     with caplog.at_level(logging.INFO, logger="sif_ray.loop"):
         stage.run(config_of(dataset, tmp_path, epochs=6.0, max_steps=12))
     killer.join(timeout=1)
-    assert killer.killed == ["ray::RolloutActor", "VLLM::EngineCore", "ray::RewardActor"]
+    assert list(killer.victims) == ["ray::RolloutActor", "VLLM::EngineCore", "ray::RewardActor"]
 
     finished = json.loads((tmp_path / "finished.json").read_text())
     assert finished["counts"]["trained"] == 24 and not finished["dropped"] and finished["version"] == 12
@@ -163,3 +168,18 @@ def test_killed_engine_rollout_actor_and_reward_actor_cost_no_ticket(ray_local, 
     assert all("leases returned to the ledger" in message for message in lost[:2])
     ready = [message for message in caplog.messages if " is ready" in message]
     assert sorted(message.split(" is ready")[0] for message in ready) == ["engine 0"] * 3 + ["reward 0"] * 2
+
+
+@pytest.mark.slow  # two vLLM engines one after the other, and the time until the first is given up
+@pytest.mark.timeout(900)
+def test_engine_that_hangs_is_replaced_and_its_processes_are_ended(ray_local, dataset, tmp_path, caplog):
+    killer = Killer(tmp_path, {"VLLM::EngineCore": 2}, signal.SIGSTOP)
+    killer.start()
+    with caplog.at_level(logging.INFO, logger="sif_ray.loop"):
+        stage.run(config_of(dataset, tmp_path, max_steps=4, lease_timeout_s=20.0, stuck_after_s=200.0))
+    killer.join(timeout=1)
+    assert not killer.victims["VLLM::EngineCore"].is_running()
+    finished = json.loads((tmp_path / "finished.json").read_text())
+    assert finished["counts"]["trained"] == 8 and not finished["dropped"]
+    (lost,) = [message for message in caplog.messages if " is lost: " in message]
+    assert lost.startswith("engine 0 is lost: it has answered none of its 3 requests within lease_timeout_s = 20")
