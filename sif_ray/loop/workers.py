@@ -14,7 +14,7 @@ from sif_ray.loop.pool import WorkerDiedError
 
 log = logging.getLogger(__name__)
 
-SHUTDOWN_TIMEOUT_S = 15.0  # for a worker to end what it has started; afterwards its actor is killed
+SHUTDOWN_TIMEOUT_S = 25.0  # for a worker to end what it has started, an engine takes 20 s at most; then it is killed
 STACKS_TIMEOUT_S = 5.0
 MAX_CAUSE_CHARS = 300  # of Ray's report about a death, which is a page
 
