@@ -277,7 +277,8 @@ class GrpoLoop:
         return RunState(self._ledger.state_dict(), self._record.state_dict(), dict(self._scored))
 
     def add_engine(self) -> str:
-        """Start one more engine, which joins at the version that is published then. Returns its name."""
+        """Start one more engine, which joins at the version that is published then. Returns its name; raises
+        `ValueError` when the run is ending."""
         return self._engines.add(self._tasks)
 
     def remove_engine(self, name: str) -> None:

@@ -96,6 +96,7 @@ class Pool(Generic[AnyMember]):
         self._places: dict[str, AnyMember] = {}
         self._keepers: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
+        self._closed = False
         self._empty_since_s: dict[str, float] = {}  # by place
 
     @property
@@ -114,7 +115,9 @@ class Pool(Generic[AnyMember]):
 
     def add(self, tasks: asyncio.TaskGroup) -> str:
         """Open one more place and return its name; its worker joins when it has started. A place that cannot be filled
-        ends `tasks` with `PoolError`."""
+        ends `tasks` with `PoolError`. Raises `ValueError` once the pool is closed."""
+        if self._closed:
+            raise ValueError(f"the run is ending and starts no further {self.kind}")
         name = f"{self.kind} {next(self._numbers)}"
         self._places[name] = self._member(name)
         self._empty_since_s[name] = time.monotonic()
@@ -134,7 +137,8 @@ class Pool(Generic[AnyMember]):
         self._changed()
 
     def close(self) -> None:
-        """End every worker; the task group waits for it."""
+        """End every worker, for good; the task group waits for it."""
+        self._closed = True
         for keeper in self._keepers:
             keeper.cancel()
 
