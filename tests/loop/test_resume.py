@@ -303,10 +303,12 @@ def test_learner_that_dies_again_and_again_ends_the_run(tmp_path):
 # --- real parts ------------------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parents[2]
-REAL_PROMPTS, REAL_EPOCHS = 100, 3
+REAL_PROMPTS, REAL_EPOCHS, REAL_STALENESS = 100, 3, 2
 SETTINGS = (
-    *("split=grpo", "policy=toy", f"epochs={REAL_EPOCHS}", "groups_per_step=3", "group_size=4", "max_staleness=1"),
+    *("split=grpo", "policy=toy", "groups_per_step=3", "group_size=4"),
+    *(f"epochs={REAL_EPOCHS}", f"max_staleness={REAL_STALENESS}"),
     *("checkpoint_every=4", "parity_every=1000", "trackers=[]", "sampling.max_tokens=16"),
+    *("eval_every=40", "eval_split=grpo", "eval_samples=4"),
     *("engine.max_model_len=512", "engine.max_num_seqs=8", "engine.kv_cache_gib=0.25"),
 )
 GONE_WITHIN_S = 60.0
@@ -360,7 +362,7 @@ def test_real_run_killed_again_and_again_trains_every_prompt_once(toy_data, tmp_
     reached = kill_and_resume(toy_data, tmp_path, int(os.environ.get("SIF_RAY_KILLS", "20")), random.Random(11))
     job = start_job(toy_data, tmp_path)
     assert job.wait() == 0, (tmp_path / "log").read_text()
-    check_finished(tmp_path, REAL_PROMPTS * REAL_EPOCHS, max_staleness=1)
+    check_finished(tmp_path, REAL_PROMPTS * REAL_EPOCHS, REAL_STALENESS)
     assert len(set(reached)) > 1, f"too little was done between the kills: {reached}"
 
 
@@ -372,7 +374,7 @@ def test_real_run_whose_learner_is_killed_starts_again_by_itself(toy_data, tmp_p
     (rank,) = (process for process in descendants(job) if "ray::LearnerActor" in " ".join(process.cmdline()))
     rank.kill()
     assert job.wait() == 0, (tmp_path / "log").read_text()
-    check_finished(tmp_path, REAL_PROMPTS * REAL_EPOCHS, max_staleness=1)
+    check_finished(tmp_path, REAL_PROMPTS * REAL_EPOCHS, REAL_STALENESS)
     told = [line for line in (tmp_path / "log").read_text().splitlines() if "(death 1 of a learner)" in line]
     assert len(told) == 1 and "the run starts again from step" in told[0] and "rank 0 of 1 died" in told[0]
 
@@ -390,10 +392,13 @@ def test_real_run_that_gets_sigterm_saves_its_step_and_goes_on(toy_data, tmp_pat
     assert version >= 3 and (tmp_path / "checkpoints" / f"step-{version:06d}" / "state.json").is_file()
 
     assert start_job(toy_data, tmp_path).wait() == 0, (tmp_path / "log").read_text()
-    check_finished(tmp_path, REAL_PROMPTS * REAL_EPOCHS, max_staleness=1)
+    check_finished(tmp_path, REAL_PROMPTS * REAL_EPOCHS, REAL_STALENESS)
     log = (tmp_path / "log").read_text()
     assert f"continuing from step {version} of 100" in log
-    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == 100
+    steps = read_metrics(tmp_path / "metrics.jsonl")
+    assert steps[-1]["step"] == 100
+    evaluated = [step["eval/version"] for step in steps if "eval/version" in step]
+    assert evaluated[-1] == 100 and {40, 80} <= set(evaluated)
 
     assert start_job(toy_data, tmp_path).wait() == 0
     assert "finished before, after 100 steps; resume=false runs it again" in (tmp_path / "log").read_text()
