@@ -47,6 +47,10 @@ class Sample:
     trace: str = ""  # assistant text in the SIF grammar; "" when not made
     profile: str = "corrected"
 
+    def prompt_images(self, depth_image: bool) -> tuple[bytes, ...]:
+        """The encoded images that a prompt shows: (rgb, depth) or, without `depth_image`, (rgb,)."""
+        return (self.image, self.depth_image) if depth_image else (self.image,)
+
 
 _BOXES = pa.list_(pa.list_(pa.float64()))
 

@@ -63,7 +63,7 @@ def scene_sequence(scene: Scene, processor: PolicyProcessor, prompt: PromptConfi
     for sample in scene:
         if not sample.trace:
             raise ValueError(f"{sample.sample_id}: has no trace to learn from; generate the dataset with a teacher")
-        images = (sample.image, sample.depth_image) if prompt.depth_image else (sample.image,)
+        images = sample.prompt_images(prompt.depth_image)
         encoded.append(processor.encode_prompt(sample.question, images, prompt))
         answers.append(processor.encode_completion(sample.trace))
     prompts = [prompt.token_ids_P for prompt in encoded]

@@ -111,7 +111,7 @@ class Evaluation:
             ticket_id=f"eval/{self._version}/{sample.sample_id}",
             sample_id=sample.sample_id,
             question=sample.question,
-            images=(sample.image, sample.depth_image) if self._config.prompt.depth_image else (sample.image,),
+            images=sample.prompt_images(self._config.prompt.depth_image),
             num_rollouts=1,
             sampling=replace(self._config.sampling, temperature=0.0, top_p=1.0, top_k=0),
         )

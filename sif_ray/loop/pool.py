@@ -233,5 +233,5 @@ class Pool(Generic[AnyMember]):
             member.worker = await self._factory.start(member.name)
         except (ConfigError, WeightSyncError):  # another attempt would end in the same way
             raise
-        except Exception as error:
+        except Exception as error:  # whatever a start raises is a worker that did not come up; the budget bounds it
             raise WorkerDiedError(f"it did not start: {type(error).__name__}: {error}") from error

@@ -26,7 +26,7 @@ from sif_ray.judge.factory import check_judge
 from sif_ray.learner.actor import LearnerDied, LearnerGroup
 from sif_ray.loop.checkpoint import CheckpointError, Checkpoints, refuse_other_settings, run_settings
 from sif_ray.loop.evaluation import choose
-from sif_ray.loop.grpo import GrpoLoop, prompt_images
+from sif_ray.loop.grpo import GrpoLoop
 from sif_ray.loop.ledger import Ledger
 from sif_ray.loop.pool import Factory
 from sif_ray.loop.reservation import Reservation, reserved
@@ -198,7 +198,7 @@ async def _train_from_checkpoint(parts: Parts, learner: LearnerGroup, metrics: M
     groups: Mapping[str, ScoredGroup] = {}
     version = checkpoints.newest_version()
     if version is not None:
-        state = checkpoints.load(version, lambda sample_id: prompt_images(samples[sample_id], config.prompt))
+        state = checkpoints.load(version, lambda sample_id: samples[sample_id].prompt_images(config.prompt.depth_image))
         ledger.load_state_dict(state.ledger)
         record.load_state_dict(state.record)
         groups = state.groups

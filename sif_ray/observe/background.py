@@ -54,7 +54,7 @@ class Background:
             call, arguments = entry
             try:
                 call(*arguments)
-            except Exception:
+            except Exception:  # whatever a client raises: counted and told, and the run goes on
                 if self._lose():
                     log.warning("%s failed; the run goes on without it", self._name, exc_info=True)
 

@@ -50,7 +50,7 @@ def open_trackers(names: Sequence[str], folder: Path, settings: Mapping[str, Any
     for name in names:
         try:
             opened.append(_OPEN[name](folder, settings))
-        except Exception as error:
+        except Exception as error:  # each client has errors of its own
             for tracker in opened:
                 tracker.close(ok=False)
             raise ConfigError(

@@ -31,7 +31,7 @@ def groups_bytes(config: GrpoConfig, samples: Iterable[Sample]) -> int:
     """Bytes of all groups that may live, if each had the largest images and the longest completions."""
     live = (config.max_staleness + 1) * config.groups_per_step
     depth = config.prompt.depth_image
-    images = max((len(sample.image) + (len(sample.depth_image) if depth else 0) for sample in samples), default=0)
+    images = max((sum(map(len, sample.prompt_images(depth))) for sample in samples), default=0)
     tokens = config.group_size * config.sampling.max_tokens * BYTES_PER_TOKEN
     return COPIES_OF_A_GROUP * live * (images + tokens)
 
