@@ -12,46 +12,86 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
 
 import numpy as np
 
 from sif_ray.config import GrpoConfig
 from sif_ray.loop.pool import WorkerDiedError
+from sif_ray.loop.requests import Ask, check_version, heldout_request
 from sif_ray.loop.rewarder import GroupScores, ScoringFailed
 from sif_ray.records import RolloutGroup, Sample
-from sif_ray.rollout.engine import RolloutRequest
 from sif_ray.rollout.errors import RolloutRequestError
 
 log = logging.getLogger(__name__)
 
 TERMS = ("format", "answer", "box", "depth", "iou_last")
 
-Ask = Callable[[RolloutRequest], Awaitable[RolloutGroup]]
+Pinned = Callable[[int], AbstractAsyncContextManager[Ask | None]]
+"""Lends an engine that keeps a version inside the body; None when none holds it any more."""
 Score = Callable[[str, Sample], Awaitable[GroupScores | ScoringFailed]]
+"""The reward of one answer."""
 
 
-class VersionError(RuntimeError):
-    """An engine that should have kept its version has answered with another one."""
+class Evaluations:
+    """Which versions are evaluated, one at a time, every `eval_every` steps and at the end."""
+
+    def __init__(self, config: GrpoConfig, samples: Sequence[Sample], *, pinned: Pinned, score: Score) -> None:
+        self._config = config
+        self._samples = samples
+        self._pinned = pinned
+        self._score = score
+        self._running: asyncio.Task[None] | None = None
+        self._version = -1  # evaluated last
+        self._values: dict[str, float] = {}  # of an evaluation that has ended, not taken yet
+
+    def start_if_due(self, version: int, tasks: asyncio.TaskGroup) -> None:
+        """Start to evaluate the version that was just published; the loop goes on meanwhile."""
+        if not self._config.eval_every or version % self._config.eval_every:
+            return
+        if self._running is not None and not self._running.done():
+            log.warning("version %d is not evaluated: the evaluation before still runs; raise eval_every", version)
+            return
+        self._running = tasks.create_task(self._evaluate(version), name="evaluate")
+
+    def take(self) -> dict[str, float]:
+        """Metrics of the evaluation that has ended since; {} when none has."""
+        values, self._values = self._values, {}
+        return values
+
+    async def rest(self, version: int) -> AsyncIterator[dict[str, float]]:
+        """Metrics of the evaluation that runs, and of the last version, if it was not evaluated yet."""
+        if self._running is not None:
+            await self._running
+        if self._config.eval_every and self._version != version:
+            if values := self.take():
+                yield values
+            await self._evaluate(version)
+        if values := self.take():
+            yield values
+
+    def cancel(self) -> None:
+        """Give the evaluation that runs up."""
+        if self._running is not None:
+            self._running.cancel()
+
+    async def _evaluate(self, version: int) -> None:
+        self._version = version
+        try:
+            self._values = await Evaluation(
+                self._config, self._samples, version, pinned=self._pinned, score=self._score
+            ).run()
+        except Exception as error:
+            error.add_note(f"in the GRPO loop, while version {version} was evaluated")
+            raise
 
 
 class Evaluation:
-    """The answers of one policy version to held-out samples.
-
-    `pinned(version)` lends an engine that keeps the version, or None when none holds it any more; `score(text, sample)`
-    is the reward of one answer.
-    """
+    """The answers of one policy version to held-out samples."""
 
     def __init__(
-        self,
-        config: GrpoConfig,
-        samples: Sequence[Sample],
-        version: int,
-        *,
-        pinned: Callable[[int], AbstractAsyncContextManager[Ask | None]],
-        score: Score,
+        self, config: GrpoConfig, samples: Sequence[Sample], version: int, *, pinned: Pinned, score: Score
     ) -> None:
         self._config = config
         self._samples = samples
@@ -89,32 +129,19 @@ class Evaluation:
         async def answer(sample: Sample) -> None:
             async with slots:
                 try:
-                    group = await ask(self._request(sample))
+                    ticket_id = f"eval/{self._version}/{sample.sample_id}"
+                    group = await ask(heldout_request(self._config, sample, ticket_id))
                 except WorkerDiedError:
                     return
                 except RolloutRequestError as error:
                     self._refuse(sample, str(error))
                     return
-            if not group.oldest_version == group.newest_version == self._version:
-                raise VersionError(
-                    f"evaluation of version {self._version}: tokens of sample {sample.sample_id} are of versions "
-                    f"{group.oldest_version} to {group.newest_version}"
-                )
+            check_version(group, self._version, f"evaluation of version {self._version}, sample {sample.sample_id}")
             self._groups[sample.sample_id] = group
 
         async with asyncio.TaskGroup() as answers:
             for sample in samples:
                 answers.create_task(answer(sample))
-
-    def _request(self, sample: Sample) -> RolloutRequest:
-        return RolloutRequest(
-            ticket_id=f"eval/{self._version}/{sample.sample_id}",
-            sample_id=sample.sample_id,
-            question=sample.question,
-            images=sample.prompt_images(self._config.prompt.depth_image),
-            num_rollouts=1,
-            sampling=replace(self._config.sampling, temperature=0.0, top_p=1.0, top_k=0),
-        )
 
     async def _score_one(self, sample: Sample) -> None:
         scores = await self._score(self._groups[sample.sample_id].rollouts[0].text, sample)

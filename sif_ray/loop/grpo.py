@@ -32,16 +32,18 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from sif_ray.config import GrpoConfig
 from sif_ray.loop.checkpoint import RunState
-from sif_ray.loop.evaluation import Ask, Evaluation
+from sif_ray.loop.evaluation import Evaluations
 from sif_ray.loop.ledger import Batch, Lease, Ledger
+from sif_ray.loop.parity import probe_parity
 from sif_ray.loop.pool import Factory, Member, Pool, WorkerDiedError
+from sif_ray.loop.requests import Ask, training_request
 from sif_ray.loop.rewarder import GroupScores, ScoringFailed
 from sif_ray.loop.step_metrics import batch_metrics, has_spread, judge_totals, receipt_metrics
 from sif_ray.loop.watchdog import Watchdog
@@ -59,8 +61,6 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 NO_SPREAD = "no reward spread"
-PROBE_ROLLOUTS = 2
-PROBE_TOKENS = 64  # per rollout: enough for a mean, and the learner waits for them
 
 
 class LoopError(RuntimeError):
@@ -207,10 +207,7 @@ class GrpoLoop:
         self._completions = completions
         self._learner_idle = IdleClock()
         self._judges: dict[str, dict[str, float]] = {}  # totals by scorer, as far as they have answered
-        self._eval_samples = eval_samples
-        self._evaluation: asyncio.Task[None] | None = None
-        self._evaluated_version = -1
-        self._evaluated: dict[str, float] = {}  # metrics of an evaluation, not logged yet
+        self._evaluations = Evaluations(config, eval_samples, pinned=self._pinned, score=self._score_heldout)
         self._logged: dict[str, float] = {}  # metrics of the last step
         self._published = ledger.version  # what engines should hold
         self._update: WeightUpdate | None = None  # with its weights; None for version 0 and while the next is published
@@ -245,15 +242,17 @@ class GrpoLoop:
                     await self._ask_learner("start", learner_ready)
                 if self._ledger.version:
                     await self._publish(self._ledger.version)
-                self._evaluate_if_due()
+                self._evaluations.start_if_due(self._ledger.version, self._tasks)
                 await self._learn()
                 if self._ledger.version:
                     await self._checkpoint(self.state())
                 if not self._stopping:
-                    await self._end_evaluation()
-                for task in (watch, *self._rollouts, self._evaluation):  # nobody waits for what still runs of them
-                    if task is not None:
-                        task.cancel()
+                    async for values in self._evaluations.rest(self._ledger.version):
+                        # One more line for the last step; of two lines of a step the later counts.
+                        self._metrics.log(self._ledger.version, self._logged | values)
+                for task in (watch, *self._rollouts):  # nobody waits for what still runs of them
+                    task.cancel()
+                self._evaluations.cancel()
                 self._engines.close()
                 self._scorers.close()
         except ExceptionGroup as errors:
@@ -403,6 +402,9 @@ class GrpoLoop:
         if self._ledger.generated(lease, group.oldest_version):
             await self._score(lease, group)
 
+    def _request(self, lease: Lease) -> RolloutRequest:
+        return training_request(self._config, self._samples[lease.sample_id], lease.ticket_id, lease.attempt)
+
     async def _generate(self, slot: _Slot, request: RolloutRequest) -> RolloutGroup:
         with slot.idle:
             return await self._engines.call(slot, f"generate {request.ticket_id}", slot.worker.generate(request))
@@ -457,18 +459,6 @@ class GrpoLoop:
             self._timeline.span(scorer.name, "score", started_s, time.time(), step=self._ledger.version)
             return scores
 
-    def _request(self, lease: Lease) -> RolloutRequest:
-        sample = self._samples[lease.sample_id]
-        return RolloutRequest(
-            ticket_id=lease.ticket_id,
-            sample_id=sample.sample_id,
-            question=sample.question,
-            images=sample.prompt_images(self._config.prompt.depth_image),
-            num_rollouts=self._config.group_size,
-            sampling=self._config.sampling,
-            seed=_seed(self._config.seed, lease.ticket_id, lease.attempt),
-        )
-
     # --- training ----------------------------------------------------------------------------------------------------
 
     async def _learn(self) -> None:
@@ -498,7 +488,7 @@ class GrpoLoop:
             if self._completions is not None:
                 self._completions.keep(self._ledger.version, groups)
             self._tasks.create_task(self._ask_judges(), name="metrics of the judges")
-            self._evaluate_if_due()
+            self._evaluations.start_if_due(self._ledger.version, self._tasks)
             if self._progress is not None:
                 self._progress.advance(reward=values["reward/total"], staleness=values.get("staleness_max", 0.0))
             if state is not None:
@@ -555,8 +545,7 @@ class GrpoLoop:
         if self._config.dynamic_sampling:
             self._logged["groups_replaced"] = self._groups_replaced
             self._groups_replaced = 0
-        self._metrics.log(self._ledger.version, self._logged | self._evaluated)
-        self._evaluated = {}
+        self._metrics.log(self._ledger.version, self._logged | self._evaluations.take())
 
     def _idle_shares(self) -> dict[str, float]:
         """Shares of the step in which nothing was asked of the learner, and in which an engine had nothing to write."""
@@ -575,25 +564,8 @@ class GrpoLoop:
 
     # --- evaluation --------------------------------------------------------------------------------------------------
 
-    def _evaluate_if_due(self) -> None:
-        """Start to evaluate the version that was just published; the loop goes on meanwhile."""
-        version = self._ledger.version
-        if not self._config.eval_every or version % self._config.eval_every:
-            return
-        if self._evaluation is not None and not self._evaluation.done():
-            log.warning("version %d is not evaluated: the evaluation before still runs; raise eval_every", version)
-            return
-        self._evaluation = self._tasks.create_task(self._evaluate(version), name="evaluate")
-
-    async def _evaluate(self, version: int) -> None:
-        self._evaluated_version = version
-
-        async def score(text: str, sample: Sample) -> GroupScores | ScoringFailed:
-            return await self._scores_of(f"the held-out answer to {sample.sample_id}", [text], sample, None)
-
-        evaluation = Evaluation(self._config, self._eval_samples, version, pinned=self._pinned, score=score)
-        with _noting(f"version {version} was evaluated"):
-            self._evaluated = await evaluation.run()
+    async def _score_heldout(self, text: str, sample: Sample) -> GroupScores | ScoringFailed:
+        return await self._scores_of(f"the held-out answer to {sample.sample_id}", [text], sample, None)
 
     @contextlib.asynccontextmanager
     async def _pinned(self, version: int) -> AsyncIterator[Ask | None]:
@@ -611,87 +583,30 @@ class GrpoLoop:
             return
         slot.evaluating = True
         try:
-            yield lambda request: self._generate(slot, request)
+            yield partial(self._generate, slot)
         finally:
             slot.evaluating = False
             self._notify()
 
-    async def _end_evaluation(self) -> None:
-        """Wait for the evaluation that runs and evaluate the last version too; each gives the last step one more line,
-        of which the later counts."""
-        if not self._config.eval_every:
-            return
-        if self._evaluation is not None:
-            await self._evaluation
-            self._log_evaluation()
-        if self._evaluated_version != self._ledger.version:
-            await self._evaluate(self._ledger.version)
-            self._log_evaluation()
-
-    def _log_evaluation(self) -> None:
-        if self._evaluated:
-            self._metrics.log(self._ledger.version, self._logged | self._evaluated)
-        self._evaluated = {}
-
     # --- parity ------------------------------------------------------------------------------------------------------
 
     async def _parity_if_due(self, version: int) -> dict[str, float]:
-        """The probe's metric; {} when it is not due, or when no engine is left that holds this version."""
+        """The probe's metric; {} when it is not due, or when no engine is left that holds this version.
+
+        It ends before the learner steps, so that both sides hold `version`.
+        """
         if version % self._config.parity_every:
             return {}
         engines = await self._until("the parity probe", "an engine", lambda: self._engines.ready or None)
-        slots = [slot for slot in engines or () if slot.version == version]
-        return await self._probe_parity(version, slots) if slots else {}
+        asks = {slot.name: partial(self._generate, slot) for slot in engines or () if slot.version == version}
+        sample_ids = list(self._samples)
+        sample = self._samples[sample_ids[version % len(sample_ids)]]
 
-    async def _probe_parity(self, version: int, slots: Sequence[_Slot]) -> dict[str, float]:
-        """Mean |log-prob of the engine - log-prob of the learner| over fresh tokens, of the engine where it is largest.
-
-        Called when engines and learner hold `version`, and finished before the learner steps: the same weights on both
-        sides, so the difference is numerics and errors of the weight transfer, not staleness.
-        """
-
-        async def probe(slot: _Slot) -> tuple[_Slot, RolloutGroup] | None:
-            request = self._probe_request(version, slot.name)
-            try:
-                return slot, await self._generate(slot, request)
-            except WorkerDiedError:
-                return None
+        async def log_probs(groups: Sequence[RolloutGroup]) -> list[list[FloatArray]]:
+            return await self._ask_learner(f"probe version {version}", self._learner.log_probs(groups))
 
         with _noting(f"the parity probe ran at version {version}"):
-            async with asyncio.TaskGroup() as probes:
-                answers = [probes.create_task(probe(slot)) for slot in slots]
-            probed = [found for answer in answers if (found := answer.result()) is not None]
-            if not probed:
-                return {}
-            groups = [group for _, group in probed]
-            learner_logprobs = await self._ask_learner(f"probe version {version}", self._learner.log_probs(groups))
-        deltas = []
-        for (slot, group), logprobs in zip(probed, learner_logprobs, strict=True):
-            if not group.oldest_version == group.newest_version == version:
-                raise LoopError(
-                    f"{slot.name}: probe tokens are of versions {group.oldest_version} to {group.newest_version}, "
-                    f"the engine should hold {version}"
-                )
-            pairs = zip(group.rollouts, logprobs, strict=True)
-            deltas.append(float(np.mean(np.concatenate([abs(rollout.logprobs_T - own) for rollout, own in pairs]))))
-        worst = int(np.argmax(deltas))
-        if not deltas[worst] <= self._config.parity_alarm:
-            log.warning(
-                "version %d: log-probs of %s and the learner differ by %.4g in the mean (parity_alarm = %g)",
-                version,
-                probed[worst][0].name,
-                deltas[worst],
-                self._config.parity_alarm,
-            )
-        return {"parity_mean_abs": deltas[worst]}
-
-    def _probe_request(self, version: int, engine: str) -> RolloutRequest:
-        samples = list(self._samples)
-        lease = Lease(f"probe/{version}/{engine}", samples[version % len(samples)], 0, 0, version, 0.0)
-        # Without truncation of the distribution: the learner's log-probs are over the whole vocabulary.
-        tokens = min(PROBE_TOKENS, self._config.sampling.max_tokens)
-        sampling = replace(self._config.sampling, top_p=1.0, top_k=0, max_tokens=tokens)
-        return replace(self._request(lease), num_rollouts=PROBE_ROLLOUTS, sampling=sampling)
+            return await probe_parity(self._config, sample, version, asks, log_probs)
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
@@ -711,12 +626,6 @@ class GrpoLoop:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-
-def _seed(run_seed: int, ticket_id: str, attempt: int) -> int:
-    """A sampling seed of its own for every attempt of every ticket, the same in every run."""
-    words = np.frombuffer(f"{run_seed}/{ticket_id}/{attempt}".encode(), dtype=np.uint8)
-    return int(np.random.SeedSequence(words.tolist()).generate_state(1)[0] >> 1)
 
 
 def _reasons(dropped: Mapping[str, str]) -> str:

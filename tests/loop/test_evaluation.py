@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from loop_fakes import FakeEngine, FakeScorer, MortalEngine, Rig
 
-from sif_ray.loop.evaluation import VersionError, choose
+from sif_ray.loop.evaluation import choose
+from sif_ray.loop.requests import VersionError
 from sif_ray.loop.rewarder import GroupScores, ScoringFailed
 from sif_ray.rollout.errors import RolloutRequestError
 
@@ -166,7 +167,7 @@ def test_engine_that_breaks_its_promise_ends_the_run():
 
     rig = make_rig(num_engines=1, parity_every=100)
     rig.engines = [Liar(rig.engines[0].rng)]
-    with pytest.raises(VersionError, match=r"evaluation of version 4: tokens of sample p\d are of versions 3 to 3"):
+    with pytest.raises(VersionError, match=r"evaluation of version 4, sample p\d: tokens are of versions 3 to 3"):
         rig.run()
 
 
