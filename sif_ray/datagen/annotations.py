@@ -33,6 +33,7 @@ class Annotation:
     names: tuple[str, ...] = ()  # of the evidence, one per box, without an article; () where the source has none
     width: int = 0  # px, as the source states it; 0 = it does not
     height: int = 0  # px
+    depth: str = ""  # the source's own name of a picture of the depth; "" where the source has none
     error: str = ""  # why it cannot become a row, a stable word; "" = it may
 
 
@@ -76,6 +77,7 @@ ANNOTATION_SCHEMA = pa.schema(
         ("names", pa.list_(pa.string())),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("depth", pa.string()),
         ("error", pa.string()),
     ]
 )
