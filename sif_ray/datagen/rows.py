@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from dataclasses import dataclass, replace
 
@@ -14,6 +13,7 @@ from sif_ray.config import GenerateConfig
 from sif_ray.datagen.checks import faults
 from sif_ray.datagen.photos import Annotation, Photo
 from sif_ray.datagen.teacher import write_trace
+from sif_ray.datagen.traces import areas_of, sample_rng
 from sif_ray.method.boxes import Box, BoxError
 from sif_ray.method.depth_code import decode
 from sif_ray.method.expansion import forward_frames
@@ -36,12 +36,6 @@ def photo_rows(photo: Photo, config: GenerateConfig) -> list[Row]:
     with Image.open(io.BytesIO(photo.depth_image)) as depth_image:
         depth_rel = decode(np.asarray(depth_image.convert("RGB")), config.profile)
     return [_row(_bare_sample(photo, item, config), item.names, depth_rel, config) for item in photo.annotations]
-
-
-def sample_rng(seed: int, sample_id: str) -> np.random.Generator:
-    """The same numbers for a row wherever and whenever it is made."""
-    digest = hashlib.blake2b(f"{seed}/{sample_id}".encode(), digest_size=16).digest()
-    return np.random.default_rng(int.from_bytes(digest))
 
 
 def _bare_sample(photo: Photo, item: Annotation, config: GenerateConfig) -> Sample:
@@ -71,7 +65,9 @@ def _row(sample: Sample, names: tuple[str, ...], depth_rel: npt.NDArray[np.float
     try:
         frames = forward_frames(sample.boxes, sample.width, sample.height, rng, config.profile)
         sample = replace(sample, frames=tuple(_rounded(frame, config.decimals) for frame in frames))
-        sample = replace(sample, trace=write_trace(sample.frames, names, sample.answer, depth_rel, config.decimals))
+        sample = replace(
+            sample, trace=write_trace(areas_of(sample.frames, depth_rel), names, sample.answer, config.decimals)
+        )
     except BoxError:
         return Row(sample, ("boxes_invalid",))
     except TraceError as error:

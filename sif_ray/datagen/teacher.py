@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy.typing as npt
-
 from sif_ray.method.boxes import Box
-from sif_ray.method.depth_code import check_depth, checked_box_mean
 from sif_ray.method.trace import AreaBox, Step, Trace
 
 WHOLE_IMAGE = "Look at the whole image."
@@ -26,24 +23,14 @@ _IRREGULAR = {"person": "people"}
 _TOLERANCE = 2e-3  # boxes are rounded to three decimals: a cover may fall short by that much
 
 
-def write_trace(
-    frames: Sequence[Sequence[Box]],
-    names: Sequence[str],
-    answer: str,
-    depth_rel: npt.ArrayLike,
-    decimals: int,
-) -> str:
-    """The trace over forward `frames`, in the SIF grammar.
+def write_trace(areas: Sequence[Sequence[AreaBox]], names: Sequence[str], answer: str, decimals: int) -> str:
+    """The trace over `areas`, the forward frames with the depth of their boxes, in the SIF grammar.
 
-    Every box states its mean of `depth_rel` (H, W). The boxes must have no more than `decimals` decimals, so that the
-    stated depth is that of the stated box. Raises `BoxError` for a box without pixels and `TraceError` for words that
-    are no trace (an answer with a tag, say).
+    The boxes must have no more than `decimals` decimals, so that the stated depth is that of the stated box. Raises
+    `TraceError` for words that are no trace (an answer with a tag, say).
     """
-    depth_HW = check_depth(depth_rel)
-    steps = (
-        Step(tuple(AreaBox(box, checked_box_mean(depth_HW, box)) for box in frame), sentence)
-        for frame, sentence in zip(frames, frame_sentences(frames, names), strict=True)
-    )
+    sentences = frame_sentences([[box.bbox_2d for box in area] for area in areas], names)
+    steps = (Step(tuple(area), sentence) for area, sentence in zip(areas, sentences, strict=True))
     return Trace(tuple(steps), answer).render(decimals)
 
 
