@@ -1,31 +1,22 @@
 """Checkpoints of a GRPO run: all that a driver needs to go on where another one stopped.
 
-    checkpoints/
-      step-000012/          the state after 12 training steps
-        learner/            weights, optimiser, step count and random numbers, as the ranks write them
-        groups.parquet      groups that were scored and not trained; their images are in the dataset
-        state.json          ledger, progress record, settings of the run, sizes of all files; written last
-      .step-000016.part/    one that was not completed: ignored, and removed by the next run
+    checkpoints/step-000012/    the state after 12 training steps (`sif_ray.checkpoints`)
+        learner/                weights, optimiser, step count and random numbers, as the ranks write them
+        groups.parquet          groups that were scored and not trained; their images are in the dataset
+        state.json              ledger, progress record, settings of the run, sizes of all files; written last
 
-A checkpoint is written under another name, flushed to the disk and renamed, so it is there whole or not at all. What a
-disk lost afterwards is found when it is read, and is an error that names the file: falling back in silence would repeat
-work that was done. Removing the folder falls back on purpose. The files of this module are data and never run code; the
-learner's are DeepSpeed's, which can: continue only from checkpoints of your own.
-
-On several machines the output folder must be one that every learner rank reaches.
+The files of this module are data and never run code; the learner's are DeepSpeed's, which can: continue only from
+checkpoints of your own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import logging
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,15 +24,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sif_ray.config import ConfigError, GrpoConfig
-from sif_ray.observe.run_folder import write_json
+from sif_ray.checkpoints import CheckpointError, CheckpointFolder, digest_files, digest_folder, flat_settings
+from sif_ray.config import GrpoConfig
 from sif_ray.records import Rollout, RolloutGroup, Sample, ScoredGroup
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
-STATE, GROUPS, LEARNER = "state.json", "groups.parquet", "learner"
-MAX_NAMED_KEYS = 8  # in an error message
+GROUPS, LEARNER = "groups.parquet", "learner"
 
 MAY_CHANGE = (
     *("data", "policy", "output"),  # paths: what is in them counts
@@ -56,10 +45,6 @@ MAY_CHANGE = (
 )
 """Keys and blocks of `GrpoConfig` that say how a run is carried out, not what comes out of it. All others must agree
 with the checkpoint that a run continues from."""
-
-
-class CheckpointError(ConfigError):
-    """A checkpoint that is damaged, or of a run with other settings."""
 
 
 @dataclass(frozen=True)
@@ -94,32 +79,31 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], keep: int) -> None:
-        self._folder, self.settings, self._keep = folder, settings, keep
+        self._folder = CheckpointFolder(folder, settings, keep)
+        self.settings = settings
 
     def newest_version(self) -> int | None:
         """The version of the newest complete checkpoint."""
-        return max(self._versions(), default=None)
+        return self._folder.newest()
 
     def learner_folder(self, version: int) -> str:
         """Where the learner's files of a checkpoint are."""
-        return str(self._path(version) / LEARNER)
+        return str(self._folder.path(version) / LEARNER)
 
     async def save(self, state: RunState, learner: LearnerFiles) -> None:
         """Write the state and the learner, which must hold `state.version`. A version that is there stays as it is."""
-        path = self._path(state.version)
+        path = self._folder.path(state.version)
         if path.exists():
             return
         started_s = time.monotonic()
-        part = path.with_name(f".{path.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+        part = self._folder.begin(state.version)
         await learner.save_checkpoint(str(part / LEARNER), {"version": state.version})
         if not (part / LEARNER).is_dir():
             raise CheckpointError(
                 f"{part / LEARNER}: the learner wrote it, but not where the driver can see it; output must be a folder "
                 "that all machines share"
             )
-        await asyncio.to_thread(self._complete, part, path, state)
+        await asyncio.to_thread(self._complete, part, state)
         seconds = time.monotonic() - started_s
         log.info("checkpoint with %d scored groups, written in %.1f s: %s", len(state.groups), seconds, path)
 
@@ -128,83 +112,39 @@ class Checkpoints:
 
         Raises `CheckpointError` naming the file that is damaged or the settings that differ.
         """
-        saved = self._read_state(version)
-        path = self._path(version) / GROUPS
+        saved = self._read(version)
+        path = self._folder.path(version) / GROUPS
         state = RunState(saved["ledger"], saved["record"], _read_groups(path, images_of))
         if state.groups.keys() != state.ledger["scored"].keys():
-            raise self._damaged(path, "its groups are not those that the ledger has as scored")
+            raise self._folder.damaged(path, "its groups are not those that the ledger has as scored")
         return state
 
     def check_newest(self) -> None:
         """Raise what `load` would raise for the newest checkpoint, before anything is started."""
         version = self.newest_version()
         if version is not None:
-            self._read_state(version)
+            self._read(version)
 
     def remove_all(self) -> None:
         """Remove every checkpoint."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.remove_all()
 
     def remove_incomplete(self) -> None:
         """Remove what a killed run did not complete."""
-        for part in self._folder.glob(".step-*"):
-            shutil.rmtree(part)
+        self._folder.remove_incomplete()
 
-    def _read_state(self, version: int) -> dict[str, Any]:
-        path = self._path(version)
-        try:
-            saved: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
-            intact = saved.pop("digest") == _digest_values(saved)
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise self._damaged(path / STATE, repr(error)) from error
-        if not intact:
-            raise self._damaged(path / STATE, "its values are not those that were written")
-        if (saved["format"], saved["ledger"]["version"]) != (FORMAT, version):
-            raise self._damaged(path / STATE, f"format {saved['format']} or version {saved['ledger']['version']}")
-        refuse_other_settings(saved["settings"], self.settings, str(path))
-        self._check_files(path, saved["files"])
-        if _digest((path / GROUPS,)) != saved["groups_digest"]:
-            raise self._damaged(path / GROUPS, "its bytes are not those that were written")
+    def _read(self, version: int) -> dict[str, Any]:
+        saved = self._folder.read(version)
+        path = self._folder.path(version) / GROUPS
+        if digest_files((path,)) != saved["groups_digest"]:
+            raise self._folder.damaged(path, "its bytes are not those that were written")
         return saved
 
-    def _complete(self, part: Path, path: Path, state: RunState) -> None:
+    def _complete(self, part: Path, state: RunState) -> None:
         _write_groups(part / GROUPS, state.groups.values())
-        saved = {
-            "format": FORMAT,
-            "ledger": state.ledger,
-            "record": state.record,
-            "groups_digest": _digest((part / GROUPS,)),
-            "files": {str(file.relative_to(part)): file.stat().st_size for file in _files(part)},
-            "settings": self.settings,
-        }
-        write_json(part / STATE, saved | {"digest": _digest_values(saved)})
-        for entry in (*part.rglob("*"), part):
-            _flush(entry)
-        part.rename(path)
-        _flush(self._folder)
-        for version in sorted(self._versions())[: -self._keep]:
-            shutil.rmtree(self._path(version))
-
-    def _check_files(self, path: Path, sizes: Mapping[str, int]) -> None:
-        for name, size in sizes.items():
-            found = (path / name).stat().st_size if (path / name).is_file() else None
-            if found != size:
-                raise self._damaged(path / name, "missing" if found is None else f"{found} bytes of {size}")
-
-    def _damaged(self, file: Path, why: str) -> CheckpointError:
-        return CheckpointError(
-            f"{file}: damaged ({why}); remove the folder {self._path_of(file)} to continue from the checkpoint before "
-            "it, or set resume=false to start over"
-        )
-
-    def _path_of(self, file: Path) -> Path:
-        return self._folder / file.relative_to(self._folder).parts[0]
-
-    def _path(self, version: int) -> Path:
-        return self._folder / f"step-{version:06d}"
-
-    def _versions(self) -> list[int]:
-        return [int(path.name.removeprefix("step-")) for path in self._folder.glob("step-*")]
+        digest = digest_files((part / GROUPS,))
+        saved = {"ledger": state.ledger, "record": state.record, "groups_digest": digest}
+        self._folder.complete(state.version, saved)
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -215,48 +155,10 @@ def run_settings(config: GrpoConfig, samples: Iterable[Sample]) -> dict[str, Any
 
     `config.policy` must be a folder. Its files and the samples count by their contents.
     """
-    flat = {
-        key: value
-        for key, value in _flat("", asdict(config))
-        if not any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
-    }
-    contents = {
-        "contents of policy": _digest(_files(Path(config.policy))),
+    return flat_settings(config, MAY_CHANGE) | {
+        "contents of policy": digest_folder(Path(config.policy)),
         "contents of data": _digest_samples(samples),
     }
-    return json.loads(json.dumps(flat | contents))
-
-
-def refuse_other_settings(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
-    """Raise `CheckpointError` naming the settings in which a run differs from the one found at `where`."""
-    changed = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
-    if changed:
-        named = "; ".join(f"{key} = {now.get(key)!r}, was {saved.get(key)!r}" for key in changed[:MAX_NAMED_KEYS])
-        more = f"; and {len(changed) - MAX_NAMED_KEYS} more" if len(changed) > MAX_NAMED_KEYS else ""
-        raise CheckpointError(
-            f"{where} is of a run with other settings ({named}{more}): set them back to continue it, choose another "
-            "output, or set resume=false to start over, which removes its checkpoints"
-        )
-
-
-def _flat(prefix: str, block: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    for name, value in block.items():
-        if isinstance(value, Mapping):
-            yield from _flat(f"{prefix}{name}.", value)
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _digest(files: Iterable[Path]) -> str:
-    whole = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return whole.hexdigest()
-
-
-def _digest_values(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _digest_samples(samples: Iterable[Sample]) -> str:
@@ -266,18 +168,6 @@ def _digest_samples(samples: Iterable[Sample]) -> str:
         for image in (sample.image, sample.depth_image):
             whole.update(hashlib.sha256(image).digest())
     return whole.hexdigest()
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # --- groups ----------------------------------------------------------------------------------------------------------

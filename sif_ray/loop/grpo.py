@@ -123,9 +123,9 @@ class TimelineSink(Protocol):
 
 
 class TrailSink(Protocol):
-    """`sif_ray.loop.trail.Trail`."""
+    """`sif_ray.observe.trail.Trail`."""
 
-    def trained(self, version: int, groups: Sequence[ScoredGroup]) -> None: ...
+    def trained(self, version: int, trained: Mapping[str, int]) -> None: ...
 
 
 class _Slot(Member):
@@ -498,7 +498,8 @@ class GrpoLoop:
         started_s = time.time()
         metrics = await self._ask_learner(f"train version {batch.version}", self._learner.train(groups, batch.version))
         self._timeline.span("learner 0", "train", started_s, time.time(), step=batch.version)
-        self._trail.trained(self._ledger.trained(batch), groups)
+        oldest_versions = {scored.group.ticket_id: scored.group.oldest_version for scored in groups}
+        self._trail.trained(self._ledger.trained(batch), oldest_versions)
         return metrics
 
     def _checkpoint_is_due(self) -> bool:

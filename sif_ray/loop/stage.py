@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from sif_ray import config as configuration
+from sif_ray.checkpoints import CheckpointError, refuse_other_settings
 from sif_ray.config import ConfigError, GrpoConfig, validate
 from sif_ray.datagen.dataset import read_samples
 from sif_ray.judge.factory import check_judge
 from sif_ray.learner.actor import LearnerDied, LearnerGroup
-from sif_ray.loop.checkpoint import CheckpointError, Checkpoints, refuse_other_settings, run_settings
+from sif_ray.loop.checkpoint import Checkpoints, run_settings
 from sif_ray.loop.evaluation import choose
 from sif_ray.loop.grpo import GrpoLoop
 from sif_ray.loop.ledger import Ledger
 from sif_ray.loop.pool import Factory
 from sif_ray.loop.reservation import Reservation, reserved
 from sif_ray.loop.reward_actor import RewardActor
-from sif_ray.loop.trail import Trail
 from sif_ray.loop.workers import ActorFactory
 from sif_ray.method.progress import ProgressRecord
 from sif_ray.observe.completions import CompletionLog
@@ -40,6 +40,7 @@ from sif_ray.observe.progress import Progress
 from sif_ray.observe.run_folder import RunFolder
 from sif_ray.observe.timeline import Timeline
 from sif_ray.observe.trackers import IDS_FILE, check_trackers, open_trackers
+from sif_ray.observe.trail import Trail
 from sif_ray.policy.model import resolve_model
 from sif_ray.records import Sample, ScoredGroup
 from sif_ray.resources.object_store import check_object_store
@@ -73,7 +74,7 @@ class Parts:
 
 def run(config: GrpoConfig) -> None:
     """Improve `config.policy` by GRPO-SIF. Writes to `config.output`: `checkpoint/` (the policy, Hugging Face layout),
-    `metrics.jsonl`, `timeline.jsonl`, `trained.jsonl` (`sif_ray.loop.trail`), `checkpoints/`
+    `metrics.jsonl`, `timeline.jsonl`, `trained.jsonl` (`sif_ray.observe.trail`), `checkpoints/`
     (`sif_ray.loop.checkpoint`) and, last, `finished.json` with the counts of the ledger.
 
     A run that was interrupted in the same folder is continued from its newest checkpoint, one that finished is left as

@@ -186,8 +186,8 @@ class Recorder:
     def span(self, lane, kind, start_s, end_s, **labels) -> None:
         self.spans.append((lane, kind, start_s, end_s, labels["step"]))
 
-    def trained(self, version, groups) -> None:
-        self.trail.append((version, [scored.group.ticket_id for scored in groups]))
+    def trained(self, version, trained) -> None:
+        self.trail.append((version, list(trained)))
 
     async def save(self, state) -> None:
         self.saved.append(state)

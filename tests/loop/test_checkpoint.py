@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sif_ray.checkpoints import CheckpointError
 from sif_ray.config import ConfigError, EngineConfig, GrpoConfig, JudgeConfig, LearnerConfig
-from sif_ray.loop.checkpoint import MAY_CHANGE, CheckpointError, Checkpoints, RunState, run_settings
+from sif_ray.loop.checkpoint import MAY_CHANGE, Checkpoints, RunState, run_settings
 from sif_ray.loop.ledger import Ledger
 from sif_ray.method.progress import ProgressRecord
 from sif_ray.records import Rollout, RolloutGroup, Sample, ScoredGroup
@@ -154,11 +155,15 @@ def test_failure_while_writing_leaves_the_checkpoint_before_it(checkpoints, monk
             await super().save_checkpoint(folder, client_state)
             fail()
 
-    module = "sif_ray.loop.checkpoint."
-    target = {"groups": "_write_groups", "state": "write_json", "flush": "_flush"}.get(where)
+    writers = {
+        "groups": "loop.checkpoint._write_groups",
+        "state": "checkpoints.write_json",
+        "flush": "checkpoints._flush",
+    }
+    target = writers.get(where)
     with monkeypatch.context() as patch:
         if target:
-            patch.setattr(module + target, fail)
+            patch.setattr(f"sif_ray.{target}", fail)
         with pytest.raises(OSError, match="no space left"):
             save(checkpoints, make_state(8), FileLearner() if target else Full())
     assert checkpoints.newest_version() == 4
@@ -184,15 +189,15 @@ KILLED_WRITER = """
 import asyncio, os, signal, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from sif_ray.loop import checkpoint
+from sif_ray import checkpoints as module
 from test_checkpoint import Checkpoints, FileLearner, make_state
 flushed = []
-def flush(path, really=checkpoint._flush):
+def flush(path, really=module._flush):
     if len(flushed) == {kill_at}:
         os.kill(os.getpid(), signal.SIGKILL)
     flushed.append(path)
     really(path)
-checkpoint._flush = flush
+module._flush = flush
 checkpoints = Checkpoints(Path({folder!r}), {{"group_size": 2}}, keep=2)
 asyncio.run(checkpoints.save(make_state(8), FileLearner()))
 """

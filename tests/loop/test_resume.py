@@ -29,8 +29,8 @@ from toy_dataset import write_dataset
 
 from sif_ray.learner.actor import LearnerDied
 from sif_ray.loop import stage
-from sif_ray.loop.trail import read_trail
 from sif_ray.observe.metrics import read_metrics
+from sif_ray.observe.trail import read_trail
 
 TICKETS = PROMPTS * EPOCHS
 SHORT, SHORT_TICKETS = {"max_steps": 14}, 42
