@@ -37,7 +37,7 @@ from sif_ray.method.progress import ProgressRecord
 from sif_ray.observe.completions import CompletionLog
 from sif_ray.observe.metrics import MetricsLog
 from sif_ray.observe.progress import Progress
-from sif_ray.observe.run_folder import RunFolder
+from sif_ray.observe.run_folder import RunFolder, kept_to_itself
 from sif_ray.observe.timeline import Timeline
 from sif_ray.observe.trackers import IDS_FILE, check_trackers, open_trackers
 from sif_ray.observe.trail import Trail
@@ -102,6 +102,7 @@ def run(config: GrpoConfig) -> None:
     check_judge(config.judge)
     can_grow = config.ray.address != "local"
     with (
+        kept_to_itself(output),
         ray_session(config.ray),
         reserved(plan.layout, timeout_s=config.placement.timeout_s, can_grow=can_grow) as room,
     ):

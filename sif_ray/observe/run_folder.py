@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,23 @@ class RunFolder:
     def write_json(self, name: str, value: Any) -> Path:
         """Write `value` to the file `name` of the folder, whole or not at all."""
         return write_json(self.path / name, value)
+
+
+@contextlib.contextmanager
+def kept_to_itself(folder: Path) -> Iterator[None]:
+    """Keep other runs out of `folder` inside the body. However this process ends, the kernel lets go of it.
+
+    Raises `ConfigError` where another process is at work in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise configuration.ConfigError(
+                f"output = {str(folder)!r}: another run is at work in it; wait for its end or choose another output"
+            ) from error
+        yield
 
 
 def write_text(path: Path, text: str) -> Path:
