@@ -385,9 +385,11 @@ class LearnerEngine:
 
     def save_policy(self, output: str) -> None:
         """Write the weights (merged, with LoRA) as a Hugging Face checkpoint folder; every rank must call."""
-        tensors = dict(pair for bucket in self.weight_buckets() for pair in bucket)
+        tensors = (pair for bucket in self.weight_buckets() for pair in bucket)
         if self._is_first:
-            save_policy(self._policy, self._source, output, state_dict=tensors)
+            save_policy(self._policy, self._source, output, tensors)
+        for _ in tensors:  # the other ranks take part in the gathers
+            pass
         dist.barrier()
 
     # --- checkpoints -------------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VLVisionAttention,
     apply_rotary_pos_emb_vision,
 )
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionAttention, Qwen3VLVisionPatchEmbed
+
+from sif_ray.policy.fetch import fetch
+from sif_ray.policy.shards import write_shards
 
 WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".pt")
 
@@ -41,23 +46,39 @@ def load_policy(model: str, dtype: str = "float32") -> nn.Module:
 
 
 def save_policy(
-    policy: nn.Module, source: str, output: str, state_dict: Mapping[str, torch.Tensor] | None = None
+    policy: nn.Module, source: str, output: str, tensors: Iterable[tuple[str, torch.Tensor]] | None = None
 ) -> None:
-    """Write `policy` (or `state_dict` in its place) to the folder `output`, with the processor files of `source`.
+    """Write `policy` to the folder `output`, with the processor files of `source`.
 
-    The folder appears under its name only when it is complete.
+    `tensors` (parameter name, value) come in place of the policy's own weights; they are written as they come, a shard
+    at a time. The folder appears under its name only when it is complete.
     """
-    folder = Path(output)
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    if unfinished.exists():
-        shutil.rmtree(unfinished)
-    policy.save_pretrained(unfinished, state_dict=None if state_dict is None else dict(state_dict))
-    for file in Path(resolve_model(source)).iterdir():
-        if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES) and not (unfinished / file.name).exists():
-            shutil.copy2(file, unfinished / file.name)
+    with unfinished(Path(output)) as folder:
+        policy.config.architectures = [type(policy).__name__]
+        policy.config.save_pretrained(folder)
+        policy.generation_config.save_pretrained(folder)
+        write_shards(folder, policy.named_parameters() if tensors is None else tensors, policy)
+        copy_other_files(Path(resolve_model(source)), folder)
+
+
+@contextmanager
+def unfinished(output: Path) -> Iterator[Path]:
+    """An empty folder that takes the name `output`, in place of what had it, when the block has ended well."""
+    folder = output.with_name(output.name + ".unfinished")
     if folder.exists():
         shutil.rmtree(folder)
-    unfinished.rename(folder)
+    folder.mkdir(parents=True)
+    yield folder
+    if output.exists():
+        shutil.rmtree(output)
+    folder.rename(output)
+
+
+def copy_other_files(source: Path, folder: Path) -> None:
+    """Copy what a checkpoint folder holds beside its weights, where `folder` has no such file yet."""
+    for file in source.iterdir():
+        if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES) and not (folder / file.name).exists():
+            shutil.copy2(file, folder / file.name)
 
 
 def freeze_vision(policy: nn.Module) -> None:
@@ -73,27 +94,27 @@ def in_vision_tower(name: str) -> bool:
 
 
 def resolve_model(model: str) -> str:
-    """A folder for `model`: "toy" is the committed tiny policy, a folder stays, a hub id is looked up in the cache."""
+    """A folder for `model`: "toy" is the committed tiny policy, a folder stays, the folder behind an object-store URL
+    ("s3://bucket/policy") and a hub id are downloaded once to a cache on this machine."""
     if model == "toy":
         from sif_ray.toyworld.assets import path
 
         return str(path("tiny_policy"))
     if Path(model).is_dir():
         return model
+    if "://" in model:
+        return str(fetch(model))
     from huggingface_hub import snapshot_download
 
     return snapshot_download(model)
 
 
 def speed_up_vision_on_cpu(policy: nn.Module) -> None:
-    """Replace the two slow parts of Qwen2.5-VL's vision tower by equal ones: one attention call for all images of a
-    size instead of one each, and the patch embedding as a matrix product instead of a 3-D convolution (whose backward
-    pass is slow on a CPU)."""
+    """Replace the two slow parts of a vision tower by equal ones: one attention call for all images of a size instead
+    of one each, and the patch embedding as a matrix product instead of a 3-D convolution (whose backward pass is slow
+    on a CPU)."""
     for module in policy.modules():
-        if type(module) is Qwen2_5_VLVisionAttention:
-            module.__class__ = _BatchedVisionAttention
-        elif type(module) is Qwen2_5_VisionPatchEmbed:
-            module.__class__ = _LinearPatchEmbed
+        module.__class__ = _FASTER.get(type(module), type(module))
 
 
 FLOAT32_ATTENTION = "sdpa_float32"
@@ -105,11 +126,12 @@ def _attend_in_float32(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     with torch.autocast(query.device.type, enabled=False):
-        attended, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), mask, **kwargs)
+        query32, key32, value32 = query.float(), key.float(), value.float()
+        attended, _ = sdpa_attention_forward(module, query32, key32, value32, attention_mask, **kwargs)
     return attended.to(query.dtype), None
 
 
@@ -117,13 +139,17 @@ AttentionInterface.register(FLOAT32_ATTENTION, _attend_in_float32)
 AttentionMaskInterface.register(FLOAT32_ATTENTION, sdpa_mask)
 
 
-class _LinearPatchEmbed(Qwen2_5_VisionPatchEmbed):
+class _LinearPatches(nn.Module):
+    proj: nn.Conv3d
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         weight = self.proj.weight.flatten(1)
-        return functional.linear(hidden_states.view(-1, weight.shape[1]).to(weight.dtype), weight)
+        return functional.linear(hidden_states.view(-1, weight.shape[1]).to(weight.dtype), weight, self.proj.bias)
 
 
-class _BatchedVisionAttention(Qwen2_5_VLVisionAttention):
+class _BatchedAttention(nn.Module):
+    """Put before the attention of a vision tower, whose parts it uses."""
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -145,3 +171,23 @@ class _BatchedVisionAttention(Qwen2_5_VLVisionAttention):
                 query.float(), key.float(), value.float(), scale=self.scaling
             )
         return self.proj(attended.transpose(1, 2).reshape(total, -1).to(hidden_states.dtype))
+
+
+class _Qwen2_5Patches(_LinearPatches, Qwen2_5_VisionPatchEmbed): ...
+
+
+class _Qwen2_5Attention(_BatchedAttention, Qwen2_5_VLVisionAttention): ...
+
+
+class _Qwen3Patches(_LinearPatches, Qwen3VLVisionPatchEmbed): ...
+
+
+class _Qwen3Attention(_BatchedAttention, Qwen3VLVisionAttention): ...
+
+
+_FASTER: dict[type[nn.Module], type[nn.Module]] = {
+    Qwen2_5_VisionPatchEmbed: _Qwen2_5Patches,
+    Qwen2_5_VLVisionAttention: _Qwen2_5Attention,
+    Qwen3VLVisionPatchEmbed: _Qwen3Patches,
+    Qwen3VLVisionAttention: _Qwen3Attention,
+}

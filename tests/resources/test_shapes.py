@@ -17,6 +17,10 @@ PUBLISHED_PARAMETERS = {
     "qwen2.5-vl-7b": 8_292_166_656,
     "qwen2.5-vl-32b": 33_452_718_336,
     "qwen2.5-vl-72b": 73_410_777_344,
+    "qwen3-vl-2b": 2_127_532_032,
+    "qwen3-vl-4b": 4_437_815_808,
+    "qwen3-vl-8b": 8_767_123_696,
+    "qwen3-vl-32b": 33_357_390_064,
 }
 
 
@@ -72,7 +76,7 @@ def test_a_folder_speaks_for_itself_whatever_its_name(tmp_path):
     assert find_shape(str(folder))[0] == PolicyShape(64, 3, 4, 2, 96, 320, False, 48, 2, 3, 80)
     (folder / "config.json").write_text(json.dumps({"model_type": "llava"}))
     shape, source = find_shape(str(folder))
-    assert shape is None and "no qwen2_5_vl" in source
+    assert shape is None and "none of qwen2_5_vl" in source
 
 
 @pytest.mark.parametrize(
