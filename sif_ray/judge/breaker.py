@@ -1,11 +1,11 @@
-"""A circuit breaker: a judge that is down is not asked by everybody over and over.
+"""A circuit breaker: a model that is down is not asked by everybody over and over.
 
     closed ──`failures` failed attempts in a row──► open ──`cooldown_s`──► half-open: one attempt
       ▲                                              ▲                        │
       └────────────── it succeeds ───────────────────┼────────────────────────┤
                                                      └──────── it fails ──────┘
 
-A failed attempt is one that speaks against the judge itself: no connection, no reply in time, an error of the server.
+A failed attempt is one that speaks against the model itself: no connection, no reply in time, an error of the server.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ class Breaker:
     Every `enter()` that returned True is followed by one `leave()`.
     """
 
-    def __init__(self, failures: int, cooldown_s: float) -> None:
+    def __init__(self, name: str, failures: int, cooldown_s: float) -> None:
+        """`name`, e.g. "judge", is what log lines call the model."""
+        self._name = name
         self._failures = failures
         self._cooldown_s = cooldown_s
         self._in_a_row = 0
@@ -36,7 +38,7 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        """The judge is taken for down; half-open included."""
+        """The model is taken for down; half-open included."""
         return self._open_until_s is not None
 
     def enter(self) -> bool:
@@ -47,10 +49,10 @@ class Breaker:
         return True
 
     def leave(self, alive: bool | None) -> None:
-        """The attempt has ended: the judge answered, did not, or (None) was not heard out."""
+        """The attempt has ended: the model answered, did not, or (None) was not heard out."""
         if alive:
             if self.is_open:
-                log.warning("the judge answers again")
+                log.warning("the %s answers again", self._name)
             self._in_a_row, self._open_until_s = 0, None
         elif alive is not None:
             self._in_a_row += 1
@@ -75,7 +77,9 @@ class Breaker:
     def _open(self) -> None:
         if not self.is_open:
             self.times_opened += 1
-            log.warning("the judge failed %d times in a row; next attempt in %g s", self._in_a_row, self._cooldown_s)
+            log.warning(
+                "the %s failed %d times in a row; next attempt in %g s", self._name, self._in_a_row, self._cooldown_s
+            )
         self._open_until_s = time.monotonic() + self._cooldown_s
 
     def _wait_s(self) -> float:

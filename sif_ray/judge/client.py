@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import email.utils
+import io
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +14,9 @@ from typing import Any
 
 from openai import APIConnectionError, APIResponseValidationError, APIStatusError, AsyncOpenAI
 from openai.types.chat import ChatCompletion
+from PIL import Image
 
+RATE_LIMIT = "rate limit"
 TOO_MANY_REQUESTS = 429
 _PASSING = {408, 409, 425, TOO_MANY_REQUESTS}  # and all from 500 on: another attempt may succeed
 _ABOUT_THE_ITEM = {400, 413, 415, 422}
@@ -45,6 +49,13 @@ class CallError(Exception):
 
 class CallRefused(CallError):
     """The server works and will not answer this request, now or later: content policy, too long, broken image."""
+
+
+class EndpointDown(CallError):
+    """The endpoint answered nobody for longer than its callers wait, or asks for a longer pause."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail, down=True)
 
 
 class ChatClient:
@@ -94,7 +105,7 @@ def _of_status(error: APIStatusError) -> CallError:
     if status in _ABOUT_THE_ITEM:
         return CallRefused(f"HTTP {status}", detail)
     return CallError(
-        "rate limit" if status == TOO_MANY_REQUESTS else f"HTTP {status}",
+        RATE_LIMIT if status == TOO_MANY_REQUESTS else f"HTTP {status}",
         detail,
         retry=status in _PASSING or status >= 500,
         down=status != TOO_MANY_REQUESTS,
@@ -110,3 +121,10 @@ def retry_after_s(headers: Mapping[str, str]) -> float:
     with contextlib.suppress(ValueError, OverflowError):
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     return 0.0
+
+
+def image_part(image: bytes) -> dict[str, Any]:
+    """The encoded image as a part of a user message."""
+    with Image.open(io.BytesIO(image)) as opened:  # reads the header only
+        kind = Image.MIME[opened.format or ""]
+    return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{base64.b64encode(image).decode()}"}}

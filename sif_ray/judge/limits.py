@@ -1,4 +1,4 @@
-"""How many calls a judge gets: at once, per minute, and none while it asks for patience."""
+"""How many calls a model gets: at once, per minute, and none while it asks for patience."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What judging costs."""
+"""What the calls of a model cost."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ LATENCY_WINDOW = 1000  # calls
 
 
 class Meter:
-    """Counts attempts and verdicts of one judge."""
+    """Counts the attempts of one caller and what came of them."""
 
-    def __init__(self, usd_per_million_tokens: Sequence[float]) -> None:
-        """Prices of prompt and of reply tokens."""
+    def __init__(self, name: str, usd_per_million_tokens: Sequence[float]) -> None:
+        """`name`, e.g. "judge", begins the names of the metrics; the prices are those of prompt and of reply tokens."""
+        self._name = name
         self._usd_in, self._usd_out = (price / 1e6 for price in usd_per_million_tokens)
         self._counts: Counter[str] = Counter()
         self._latencies_s: deque[float] = deque(maxlen=LATENCY_WINDOW)
@@ -24,17 +25,17 @@ class Meter:
         self._counts[what] += 1
 
     def attempt(self, number: int, latency_s: float, tokens_in: int, tokens_out: int, error: str) -> None:
-        """The attempt `number` (1 = first) at one verdict; `error` is why it gave no score, "" if it did."""
+        """The attempt `number` (1 = first) of a call; `error` is why it failed, "" if it did not."""
         self._counts.update(calls=1, retries=number > 1, tokens_in=tokens_in, tokens_out=tokens_out)
         if error:
             self.count(f"error/{error}")
         self._latencies_s.append(latency_s)
 
     def metrics(self) -> dict[str, float]:
-        """Totals as "judge/<what>"; cost in US dollars; latency, in seconds, of the last `LATENCY_WINDOW` calls."""
-        totals = {f"judge/{what.replace(' ', '_')}": float(count) for what, count in sorted(self._counts.items())}
-        totals["judge/usd"] = self._usd_in * self._counts["tokens_in"] + self._usd_out * self._counts["tokens_out"]
+        """Totals as "<name>/<what>"; cost in US dollars; latency, in seconds, of the last `LATENCY_WINDOW` calls."""
+        totals = {what.replace(" ", "_"): float(count) for what, count in sorted(self._counts.items())}
+        totals["usd"] = self._usd_in * self._counts["tokens_in"] + self._usd_out * self._counts["tokens_out"]
         if self._latencies_s:
-            totals["judge/latency_mean_s"] = float(np.mean(self._latencies_s))
-            totals["judge/latency_p95_s"] = float(np.percentile(self._latencies_s, 95))
-        return totals
+            totals["latency_mean_s"] = float(np.mean(self._latencies_s))
+            totals["latency_p95_s"] = float(np.percentile(self._latencies_s, 95))
+        return {f"{self._name}/{what}": value for what, value in totals.items()}

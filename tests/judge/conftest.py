@@ -12,13 +12,13 @@ from judge_servers import FaultyProxy, SmallJudge, served
 from PIL import Image
 
 from sif_ray.config import JudgeConfig
-from sif_ray.judge import llm
+from sif_ray.judge import caller
 from sif_ray.judge.llm import LlmJudge
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(caller, "FIRST_PAUSE_S", 0.01)
 
 
 @pytest.fixture

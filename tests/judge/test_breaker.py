@@ -11,7 +11,7 @@ COOLDOWN_S = 0.1
 
 
 def opened() -> Breaker:
-    breaker = Breaker(3, COOLDOWN_S)
+    breaker = Breaker("judge", 3, COOLDOWN_S)
     for _ in range(3):
         assert breaker.enter()
         breaker.leave(alive=False)
@@ -19,7 +19,7 @@ def opened() -> Breaker:
 
 
 async def test_only_failures_in_a_row_open_it():
-    breaker = Breaker(3, COOLDOWN_S)
+    breaker = Breaker("judge", 3, COOLDOWN_S)
     for alive in (False, False, True, False, None, False):
         assert breaker.enter()
         breaker.leave(alive)
