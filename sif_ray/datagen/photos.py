@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, fields
 from typing import Any
 
 import pyarrow as pa
-from PIL import Image
 
+from sif_ray.datagen.pictures import PhotoError as PhotoError
+from sif_ray.datagen.pictures import decode as decode
 from sif_ray.method.boxes import Box
-
-MIN_SIDE_PX = 16  # less than a patch or two: nothing can be seen in it
-MAX_ASPECT = 200.0  # the Qwen2.5-VL image processor refuses more
-MAX_PIXELS = 100_000_000
-
-
-class PhotoError(ValueError):
-    """A photograph that cannot be used; `reason` is a stable word that is counted."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        self.reason = reason
-        super().__init__(f"{reason}: {detail}")
 
 
 @dataclass(frozen=True)
@@ -92,24 +80,6 @@ def photos_to_table(photos: list[Photo]) -> pa.Table:
 def photos_from_table(table: pa.Table) -> list[Photo]:
     """The inverse of `photos_to_table`."""
     return [_from_row(row) for row in table.to_pylist()]
-
-
-def decode(image: bytes) -> Image.Image:
-    """The photograph as RGB, decoded whole. Raises `PhotoError` for anything that the pipeline cannot use."""
-    try:
-        with Image.open(io.BytesIO(image)) as opened:
-            width, height = opened.size
-            if min(width, height) < MIN_SIDE_PX:
-                raise PhotoError("image_too_small", f"{width} x {height} px; both sides need {MIN_SIDE_PX}")
-            if max(width, height) > MAX_ASPECT * min(width, height):
-                raise PhotoError("image_too_thin", f"{width} x {height} px; at most {MAX_ASPECT:g} to 1")
-            if width * height > MAX_PIXELS:
-                raise PhotoError("image_too_large", f"{width} x {height} px; at most {MAX_PIXELS} pixels")
-            return opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:  # what Pillow raises
-        if isinstance(error, PhotoError):
-            raise
-        raise PhotoError("image_unreadable", str(error)) from error
 
 
 def _to_row(photo: Photo) -> dict[str, Any]:

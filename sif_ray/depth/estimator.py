@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -22,37 +26,74 @@ NON_COMMERCIAL = ("Base", "Large", "Giant")
 """Sizes of Depth Anything V2 under CC-BY-NC-4.0; Small is Apache-2.0."""
 
 
+@dataclass(frozen=True)
+class ModelInput:
+    """A photograph in the size that the model takes: far less memory than a large photograph itself."""
+
+    pixels_3hw: torch.Tensor  # (3, h, w) float32, normalised
+    width: int  # px, of the photograph
+    height: int  # px
+
+
 class DepthEstimator:
     """A depth model on one device. `model` is "toy" (the committed tiny one), a checkpoint folder or a hub id.
 
     Example: `DepthEstimator("depth-anything/Depth-Anything-V2-Small-hf").estimate([photo])[0]` is an (H, W) array.
     """
 
-    def __init__(self, model: str, device: str | None = None) -> None:
+    def __init__(self, model: str, device: str | None = None, batch_size: int = 16) -> None:
+        """`batch_size`: photographs of one pass at most, on a GPU; on a CPU it is 1. There batches are no faster, and
+        would make the last bits of a photograph's depth depend on its neighbours."""
         source = resolve_model(model)
         if any(size in Path(model).name for size in NON_COMMERCIAL):
             log.warning("%s: Depth Anything V2 Base, Large and Giant are CC-BY-NC-4.0, Small is Apache-2.0", model)
         self.name = Path(source).name
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._batch_size = batch_size if self._device != "cpu" else 1
         self._processor = AutoImageProcessor.from_pretrained(source)
         self._model = AutoModelForDepthEstimation.from_pretrained(source, use_safetensors=True).to(self._device).eval()
 
+    @functools.cached_property
+    def identity(self) -> str:
+        """Name and short hash of everything that an estimate follows from: weights and preparation of the photo."""
+        digest = hashlib.sha256(json.dumps(self._processor.to_dict(), sort_keys=True, default=str).encode())
+        for name, weights in sorted(self._model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(weights.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return f"{self.name}-{digest.hexdigest()[:16]}"
+
     def estimate(self, photos: Sequence[Image.Image]) -> list[npt.NDArray[np.float32]]:
-        """depth_rel (height, width) float32 of every RGB photo, in order. Photos of one size are one batch."""
-        order = sorted(range(len(photos)), key=lambda index: photos[index].size)
-        found: dict[int, npt.NDArray[np.float32]] = {}
-        for _, members in groupby(order, key=lambda index: photos[index].size):
-            batch = list(members)
-            found |= dict(zip(batch, self._estimate_batch([photos[index] for index in batch]), strict=True))
+        """depth_rel (height, width) float32 of every RGB photo, in order."""
+        found = dict(self.estimate_each([self.prepare(photo) for photo in photos]))
         return [found[index] for index in range(len(photos))]
 
+    def prepare(self, photo: Image.Image) -> ModelInput:
+        """What `estimate_each` wants to know of an RGB photo, so that the photo itself can be forgotten."""
+        pixels_13hw = self._processor(images=photo, return_tensors="pt")["pixel_values"]
+        return ModelInput(pixels_13hw[0], *photo.size)
+
+    def estimate_each(self, inputs: Sequence[ModelInput]) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """(index, depth_rel (height, width) float32) of every input, batch by batch: inputs of one shape together."""
+
+        def shape(index: int) -> torch.Size:
+            return inputs[index].pixels_3hw.shape
+
+        for _, members in groupby(sorted(range(len(inputs)), key=shape), key=shape):
+            batch = list(members)
+            for start in range(0, len(batch), self._batch_size):
+                indices = batch[start : start + self._batch_size]
+                yield from zip(indices, self._estimate_batch([inputs[index] for index in indices]), strict=True)
+
     @torch.inference_mode()
-    def _estimate_batch(self, photos: Sequence[Image.Image]) -> list[npt.NDArray[np.float32]]:
-        inputs = self._processor(images=list(photos), return_tensors="pt").to(self._device)
-        disparity = self._model(**inputs).predicted_depth.float()  # relative inverse depth: larger is nearer
-        width, height = photos[0].size
-        if disparity.shape[-2:] != (height, width):
-            disparity = torch.nn.functional.interpolate(
-                disparity[:, None], (height, width), mode="bicubic", align_corners=False
-            )[:, 0]
-        return [from_disparity(image).astype(np.float32) for image in disparity.cpu().numpy()]
+    def _estimate_batch(self, inputs: Sequence[ModelInput]) -> list[npt.NDArray[np.float32]]:
+        pixels_N3hw = torch.stack([item.pixels_3hw for item in inputs]).to(self._device)
+        disparity_Nhw = self._model(pixel_values=pixels_N3hw).predicted_depth.float()  # inverse depth: larger is nearer
+        return [_depth_rel(disparity_hw, item) for disparity_hw, item in zip(disparity_Nhw, inputs, strict=True)]
+
+
+def _depth_rel(disparity_hw: torch.Tensor, item: ModelInput) -> npt.NDArray[np.float32]:
+    if disparity_hw.shape != (item.height, item.width):
+        disparity_hw = torch.nn.functional.interpolate(
+            disparity_hw[None, None], (item.height, item.width), mode="bicubic", align_corners=False
+        )[0, 0]
+    return from_disparity(disparity_hw.cpu().numpy()).astype(np.float32)

@@ -77,15 +77,24 @@ def from_disparity(disparity: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 def encode(depth_rel: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-    """Pseudo-colour image of a depth map, (H, W, 3) uint8 RGB: row ``round((1 - depth) * 255)`` of the palette.
+    """Pseudo-colour image of a depth map, (H, W, 3) uint8 RGB: the palette's colours of :func:`palette_rows`.
 
     Store it without loss (PNG), else :func:`decode` can only guess.
 
     Raises:
         DepthError: as :func:`check_depth`.
     """
-    depth_HW = check_depth(depth_rel)
-    return PALETTE_RGB[np.rint((1 - depth_HW) * 255).astype(np.intp)]
+    return PALETTE_RGB.take(palette_rows(depth_rel), axis=0)
+
+
+def palette_rows(depth_rel: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+    """Depth in 256 steps, (H, W): row ``round((1 - depth) * 255)`` of the palette, so 255 is near and 0 is far.
+
+    Raises:
+        DepthError: as :func:`check_depth`.
+    """
+    rows_HW: npt.NDArray[np.uint8] = np.rint((1 - check_depth(depth_rel)) * 255).astype(np.uint8)
+    return rows_HW
 
 
 def decode(rgb: npt.ArrayLike, profile: str | Profile = "corrected") -> npt.NDArray[np.float64]:

@@ -1,0 +1,162 @@
+"""The depth stage: pictures are opened and checked, boxes move into the image frame, and every picture gets depth."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from sif_ray.config import GenerateConfig
+from sif_ray.datagen import pictures
+from sif_ray.datagen.drafts import Draft
+from sif_ray.datagen.pictures import PhotoError
+from sif_ray.depth.cache import DepthCache
+from sif_ray.depth.encoding import depth_png, gray_png, read_gray
+from sif_ray.method.boxes import (
+    Box,
+    BoxError,
+    as_box,
+    as_rectangle,
+    image_to_padded_square,
+    norm_to_pixels,
+    padded_square_to_image,
+    pixels_to_norm,
+)
+from sif_ray.method.depth_code import decode
+from sif_ray.method.profile import resolve
+
+if TYPE_CHECKING:
+    from sif_ray.depth.estimator import ModelInput
+
+log = logging.getLogger(__name__)
+
+SLACK_PX = 1.0  # boxes that leave the image by no more are rounded ones, and are clipped
+SLACK_NORM = 1e-3  # the same for fractions with three decimals, which is more than a pixel on large images
+
+
+class AddDepth:
+    """Completes the drafts of a shard by width, height, boxes in the image frame, and depth.
+
+    Refused are pictures that cannot be used (reasons of `pictures.read`), rows without boxes (`boxes_missing`) or with
+    wrong ones (`boxes_invalid`), and given depth that is broken (`depth_unreadable`) or of another size than its
+    picture (`depth_size_mismatch`). Drafts that are refused already stay as they are.
+    """
+
+    def __init__(self, config: GenerateConfig) -> None:
+        import torch  # only where the model runs
+
+        from sif_ray.depth.estimator import DepthEstimator
+
+        torch.set_num_threads(max(1, int(config.depth_num_cpus)))
+        self._estimator = DepthEstimator(config.depth_model, batch_size=config.depth_batch_size)
+        self._cache = DepthCache()
+        self._profile = config.profile
+
+    def __call__(self, drafts: list[Draft]) -> list[Draft]:
+        """The drafts in order. Equal pictures are estimated once, and no picture stays decoded."""
+        opened: list[Draft] = []
+        known: dict[str, _DepthImages] = {}  # by picture
+        unknown: dict[str, ModelInput] = {}
+        for draft in drafts:
+            rgb = None
+            if not draft.reasons:
+                draft, rgb = open_picture(draft, self._profile)
+            opened.append(draft)
+            if rgb is None or draft.depth_gray or (key := _picture_key(draft)) in known or key in unknown:
+                continue
+            if (gray := self._cache.get(key)) is not None:
+                known[key] = _DepthImages(gray, depth_png(read_gray(gray)))
+            else:
+                unknown[key] = self._estimator.prepare(rgb)
+        keys = list(unknown)
+        for index, depth_rel in self._estimator.estimate_each(list(unknown.values())):
+            known[keys[index]] = _DepthImages(gray_png(depth_rel), depth_png(depth_rel))
+            self._cache.put(keys[index], known[keys[index]].gray)
+        return [self._with_estimate(draft, known) if _lacks_depth(draft) else draft for draft in opened]
+
+    def _with_estimate(self, draft: Draft, known: dict[str, _DepthImages]) -> Draft:
+        images = known[_picture_key(draft)]
+        source = f"estimated:{self._estimator.name}"
+        sample = replace(draft.sample, depth_image=images.colour, depth_source=source)
+        return replace(draft, sample=sample, depth_gray=images.gray)
+
+
+class _DepthImages(NamedTuple):
+    gray: bytes
+    colour: bytes
+
+
+def _lacks_depth(draft: Draft) -> bool:
+    return not draft.reasons and not draft.depth_gray
+
+
+def _picture_key(draft: Draft) -> str:
+    return hashlib.sha256(draft.sample.image).hexdigest()
+
+
+def open_picture(draft: Draft, profile: str) -> tuple[Draft, Image.Image | None]:
+    """A draft with its size in px, its boxes in the image frame and the depth that came with it; and its picture,
+    None for a draft that had to be refused."""
+    sample = draft.sample
+    try:
+        photo = pictures.read(sample.image, stated_size=(sample.width, sample.height) if sample.width else None)
+    except PhotoError as error:
+        log.info("%s: %s", sample.sample_id, error)
+        return draft.refused(error.reason), None
+    width, height = photo.rgb.size
+    sample = replace(sample, image=photo.encoded, width=width, height=height)
+    draft = replace(draft, sample=sample)
+    if not sample.boxes:
+        return draft.refused("boxes_missing"), None
+    try:
+        boxes = tuple(to_image_frame(box, sample.source_frame, width, height, profile) for box in sample.boxes)
+    except BoxError as error:
+        log.info("%s: %s", sample.sample_id, error)
+        return draft.refused("boxes_invalid"), None
+    draft = replace(draft, sample=replace(sample, boxes=boxes))
+    if sample.depth_image:
+        draft = with_given_depth(draft, profile)
+    return draft, photo.rgb
+
+
+def with_given_depth(draft: Draft, profile: str) -> Draft:
+    """A draft with the gray depth of its depth image."""
+    sample = draft.sample
+    try:
+        with Image.open(io.BytesIO(sample.depth_image), formats=("PNG",)) as image:
+            if image.size != (sample.width, sample.height):
+                return draft.refused("depth_size_mismatch")
+            return replace(draft, depth_gray=gray_png(decode(np.asarray(image.convert("RGB")), profile)))
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises for damaged files
+        log.info("%s: depth image: %s", sample.sample_id, error)
+        return draft.refused("depth_unreadable")
+
+
+def to_image_frame(box: tuple[float, ...], frame: str, width: int, height: int, profile: str) -> Box:
+    """A box of a source as fractions of the image of `width` x `height` px.
+
+    `frame` is what its numbers are (`annotations.Frame`). The published profile reads those of the padded square as if
+    they were fractions of the image. What leaves the image by rounding (`SLACK_PX`, `SLACK_NORM`) is clipped.
+
+    Raises:
+        BoxError: for anything but four finite numbers, a box that is inverted or empty, or one outside the image.
+    """
+    given = as_rectangle(box)
+    if frame == "pixels":
+        found, slack = pixels_to_norm(given, width, height), SLACK_PX
+        shown = norm_to_pixels(found, width, height)
+    elif frame == "padded_square" and resolve(profile).converts_padded_square:
+        found, slack = padded_square_to_image(given, width, height), max(SLACK_NORM, SLACK_PX / max(width, height))
+        shown = image_to_padded_square(found, width, height)
+    else:
+        x1, y1, x2, y2 = (min(max(number, 0.0), 1.0) for number in given)
+        found, slack = as_box((x1, y1, x2, y2)), max(SLACK_NORM, SLACK_PX / max(width, height))
+        shown = found
+    if any(abs(a - b) > slack for a, b in zip(given, shown, strict=True)):
+        raise BoxError(f"{frame} box {given} leaves the {width} x {height} px image")
+    return found
