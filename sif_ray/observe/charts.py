@@ -100,6 +100,53 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
+# --- distributions ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How values spread over bins of equal width, in per cent of all. Paths live in a square of 100 by 100, y down."""
+
+    title: str
+    unit: str
+    path: str  # filled steps
+    other_path: str  # outline of a second set of values on the same axes; "" = none
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    last: str  # the key figure beside the title
+
+
+def histogram(
+    title: str, unit: str, counts: Sequence[float], x_ticks: list[Tick], last: str, other: Sequence[float] | None = None
+) -> Histogram:
+    """Bars of `counts`, one per bin, and the outline of `other`, which may have another total."""
+    shares = _shares(counts)
+    other_shares = [] if other is None else _shares(other)
+    y_ticks = nice_ticks(0.0, max([*shares, *other_shares, 1.0]), 3)
+    return Histogram(
+        title,
+        unit,
+        path=_steps(shares, y_ticks[-1]),
+        other_path=_steps(other_shares, y_ticks[-1]) if other_shares else "",
+        x_ticks=x_ticks,
+        y_ticks=[Tick(percent(share, 0.0, y_ticks[-1]), f"{share:g} %") for share in y_ticks],
+        last=last,
+    )
+
+
+def _shares(counts: Sequence[float]) -> list[float]:
+    total = max(sum(counts), 1)
+    return [100 * float(count) / total for count in counts]
+
+
+def _steps(shares: Sequence[float], top: float) -> str:
+    """The closed outline of bars side by side."""
+    corners = "".join(
+        f"V{100 - 100 * share / top:.2f}H{100 * (k + 1) / len(shares):.2f}" for k, share in enumerate(shares)
+    )
+    return f"M0 100{corners}V100Z"
+
+
 # --- busy time -------------------------------------------------------------------------------------------------------
 
 
@@ -160,11 +207,10 @@ def _lane(name: str, spans: Sequence[Span], start_s: float, total_s: float, bins
     busy = merge_intervals(interval for intervals in work.values() for interval in intervals)
     seconds = {kind: sum(end - start for start, end in intervals) for kind, intervals in work.items()}
     shares = bin_shares(busy, total_s, bins)
-    corners = "".join(f"V{100 - 100 * share:.1f}H{100 * (k + 1) / bins:.2f}" for k, share in enumerate(shares))
     return Lane(
         name=name,
         busy=f"{100 * busy_share(spans, name, list(work)):.0f} %",
-        share_path=f"M0 100{corners}V100Z",
+        share_path=_steps(shares, top=1.0),
         kinds={
             kind: "".join(f"M{start:.2f} 0H{max(end, start + 0.01):.2f}V1H{start:.2f}Z" for start, end in intervals)
             for kind, intervals in merged.items()

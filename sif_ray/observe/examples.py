@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -182,13 +182,14 @@ def _rectangle(box: Sequence[float], stated: float | None = None, in_map: float 
     return Rectangle(x1, y1, round(x2 - x1, 1), round(y2 - y1, 1), stated, in_map)
 
 
-def data_uri(encoded: bytes) -> str:
-    """The picture as a PNG inside a URI, shrunk to `MAX_SIDE_PX` where it is larger."""
+def data_uri(encoded: bytes, shrunk_as: Literal["PNG", "JPEG"] = "PNG") -> str:
+    """The picture inside a URI, shrunk to `MAX_SIDE_PX` where it is larger; a PNG that is not stays as it is."""
     original = Image.open(io.BytesIO(encoded))
+    kind = "PNG"
     if original.format != "PNG" or max(original.size) > MAX_SIDE_PX:
         picture = original.convert("RGB")
         picture.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
         buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
-        encoded = buffer.getvalue()
-    return f"data:image/png;base64,{base64.b64encode(encoded).decode('ascii')}"
+        picture.save(buffer, shrunk_as, quality=88)
+        encoded, kind = buffer.getvalue(), shrunk_as
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(encoded).decode('ascii')}"

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from PIL import Image
 
@@ -20,6 +19,7 @@ from sif_ray import config as configuration
 from sif_ray.method.trace import find_answer
 from sif_ray.observe import charts
 from sif_ray.observe.examples import RULE, examples, served_example
+from sif_ray.observe.page import templates
 from sif_ray.observe.progress import format_seconds
 from sif_ray.observe.run_files import RunFiles, read_run
 from sif_ray.observe.run_folder import write_text
@@ -68,14 +68,7 @@ def write_report(run_dir: str | Path) -> Path:
 def render(run: RunFiles) -> str:
     """The page."""
     summary = summarise(run)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sif_ray.observe"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"short": charts.short, "clock": format_seconds}
+    environment = templates()
     source = environment.get_template("report.js").render()
     digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
     return environment.get_template("report.html.jinja").render(
