@@ -82,19 +82,23 @@ def read(encoded: bytes, limits: Limits = Limits(), stated_size: tuple[int, int]
         raise
     except Image.DecompressionBombError as error:
         raise PhotoError("image_too_large", str(error)) from error
+    except Image.UnidentifiedImageError as error:
+        raise PhotoError("image_unreadable", f"none of {', '.join(limits.formats)}") from error
     except (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error, zlib.error) as error:
-        raise PhotoError("image_unreadable", str(error)) from error  # what Pillow raises for damaged files
+        # what Pillow raises for damaged files
+        raise PhotoError("image_unreadable", f"cannot be decoded: {error}") from error
 
 
 def _check_size(size: tuple[int, int], limits: Limits) -> None:
     width, height = size
-    shown = f"{width} x {height} px"
+    shown = f"{width} x {height} pixels"
     if width * height > limits.max_pixels:
-        raise PhotoError("image_too_large", f"{shown}; at most {limits.max_pixels} pixels")
+        raise PhotoError("image_too_large", f"{shown}; at most {limits.max_pixels} are read")
     if min(width, height) < limits.min_side_px:
         raise PhotoError("image_too_small", f"{shown}; both sides need {limits.min_side_px}")
     if max(width, height) > limits.max_aspect * min(width, height):
-        raise PhotoError("image_too_thin", f"{shown}; the longer side may be {limits.max_aspect:g} times the shorter")
+        most = f"the longer side may be at most {limits.max_aspect:g} times the shorter"
+        raise PhotoError("image_too_thin", f"{shown}; {most}")
 
 
 def _is_upright(size: tuple[int, int], orientation: int, stated_size: tuple[int, int] | None) -> bool:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
-import warnings
-from dataclasses import dataclass
 
-from PIL import Image, ImageOps
+from sif_ray.datagen import pictures
+from sif_ray.datagen.pictures import Limits, Photo, PhotoError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-MAX_ASPECT = 8
+MAX_ASPECT = 8.0
 """Longer over shorter side. Depth models enlarge the shorter side to a fixed length, so a narrow strip of few pixels
 would become a huge image; Qwen-VL's processor refuses strips too."""
 
-_ORIENTATION = 0x0112  # EXIF tag
+_STATUS = {"image_unreadable": 400, "image_too_large": 413, "image_too_thin": 422}
 
 
 class RequestRefused(ValueError):
@@ -24,14 +22,6 @@ class RequestRefused(ValueError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
-
-
-@dataclass(frozen=True)
-class Photo:
-    """A decoded photograph. Example: `Photo(encoded=b"\\x89PNG...", rgb=<PIL.Image.Image mode=RGB size=112x112>)`."""
-
-    encoded: bytes  # as it came; encoded anew where its EXIF orientation turned it
-    rgb: Image.Image
 
 
 def decode_base64(text: str) -> bytes:
@@ -55,31 +45,6 @@ def read_photo(encoded: bytes, max_bytes: int, max_pixels: int) -> Photo:
     if len(encoded) > max_bytes:
         raise RequestRefused(413, f"image has {len(encoded)} bytes; at most {max_bytes} are accepted")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-            image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-        width, height = image.size
-        if width * height > max_pixels:
-            raise RequestRefused(413, f"image has {width} x {height} pixels; at most {max_pixels} are accepted")
-        if max(width, height) > MAX_ASPECT * min(width, height):
-            raise RequestRefused(
-                422,
-                f"image has {width} x {height} pixels; the longer side may be at most {MAX_ASPECT} times the shorter",
-            )
-        turned = image.getexif().get(_ORIENTATION, 1) != 1
-        rgb = ImageOps.exif_transpose(image).convert("RGB")
-    except Image.DecompressionBombError as error:
-        raise RequestRefused(413, f"image is too large: {error}") from error
-    except Image.UnidentifiedImageError as error:
-        raise RequestRefused(400, f"image is none of {', '.join(FORMATS)}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises for damaged files
-        if isinstance(error, RequestRefused):
-            raise
-        raise RequestRefused(400, f"image cannot be decoded: {error}") from error
-    return Photo(encode_png(rgb) if turned else encoded, rgb)
-
-
-def encode_png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
+        return pictures.read(encoded, Limits(FORMATS, min_side_px=1, max_aspect=MAX_ASPECT, max_pixels=max_pixels))
+    except PhotoError as error:
+        raise RequestRefused(_STATUS[error.reason], str(error)) from error
