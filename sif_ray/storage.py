@@ -35,15 +35,10 @@ class Folder:
 
         Raises `ConfigError`, which begins with `field`, for a place that is unknown or cannot be reached, or is a file.
         """
-        url = str(place)
-        try:
-            filesystem, path = _resolve(url)
-            found = filesystem.get_file_info(path).type
-        except (pa.ArrowException, OSError) as error:
-            raise ConfigError(f"{field} = {url!r} cannot be reached: {error}; check the address and the keys") from error
-        if found == pafs.FileType.File:
-            raise ConfigError(f"{field} = {url!r} is a file; name a folder")
-        return cls(url, filesystem, path.rstrip("/"))
+        filesystem, found = reach(place, field)
+        if found.type == pafs.FileType.File:
+            raise ConfigError(f"{field} = {str(place)!r} is a file; name a folder")
+        return cls(str(place), filesystem, found.path.rstrip("/"))
 
     @property
     def is_local(self) -> bool:
@@ -85,6 +80,15 @@ class Folder:
         with self.filesystem.open_output_stream(self.path_of(name)) as file:
             file.write(content)
 
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.delete_file(self.path_of(name))
+
+    def clear(self) -> None:
+        """Remove everything in it."""
+        self.filesystem.delete_dir_contents(self.path, missing_dir_ok=True)
+
     def read_json(self, name: str) -> Any:
         """The value in a JSON file. Raises `FileNotFoundError`."""
         return json.loads(self.read(name))
@@ -98,7 +102,7 @@ class Folder:
         probe = f".probe-{uuid.uuid4().hex}"
         try:
             self.write(probe, b"sif_ray")
-            self.filesystem.delete_file(self.path_of(probe))
+            self.remove(probe)
         except (pa.ArrowException, OSError) as error:
             raise ConfigError(f"{field} = {self.url!r} cannot be written: {error}; choose another place") from error
 
@@ -109,11 +113,20 @@ class Folder:
                 part.unlink(missing_ok=True)
 
 
-def _resolve(url: str) -> tuple[pafs.FileSystem, str]:
-    if "://" not in url:
-        return pafs.LocalFileSystem(), str(Path(url).expanduser().absolute())
-    found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(url)
-    return found
+def reach(place: str | Path, field: str) -> tuple[pafs.FileSystem, pafs.FileInfo]:
+    """The file system of a path or URL, and what is there, maybe nothing.
+
+    Raises `ConfigError`, which begins with `field`, for a place that is unknown or cannot be reached.
+    """
+    url = str(place)
+    try:
+        if "://" in url:
+            filesystem, path = pafs.FileSystem.from_uri(url)
+        else:
+            filesystem, path = pafs.LocalFileSystem(), str(Path(url).expanduser().absolute())
+        return filesystem, filesystem.get_file_info(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"{field} = {url!r} cannot be reached: {error}; check the address and the keys") from error
 
 
 def _write_local(path: Path, content: bytes) -> None:

@@ -1,121 +1,206 @@
-"""The Ray Data pipeline of one dataset:
+"""The Ray Data pipeline of a dataset. One row on it is a whole shard:
 
-    keys ─► load_photos (tasks) ─► EstimateDepth (actor pool) ─► make_rows + write Parquet (tasks)
+    numbers of shards ─► load ─────► depth ──────────► traces ────────────────────────────► commit
+                         (tasks)     (actor pool)      (tasks; of a model: actor pool,      (tasks)
+                                                        several shards under way in each)
 
-A photograph's depth is computed once, whatever the number of its questions. Images travel encoded. One block of keys
-becomes one shard. Ray runs neighbouring steps as one where it can: without a GPU the actors load their photographs too.
+Images travel encoded. Ray runs neighbouring steps as one where it can: without a GPU the depth actors load their
+pictures too. Whatever a node was at work on when it is lost is made again from the index; what was committed stays.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-from dataclasses import asdict, replace
-from pathlib import Path
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pyarrow as pa
 
-from sif_ray.config import GenerateConfig
-from sif_ray.datagen.dataset import ACCEPTED, REJECTED, ROW_SCHEMA
-from sif_ray.datagen.photos import PhotoError, decode, photos_from_table, photos_to_table
-from sif_ray.datagen.rows import photo_rows
-from sif_ray.datagen.sources import PhotoKey, Source
-from sif_ray.records import sample_to_row
+from sif_ray.config import GenerateConfig, TeacherConfig
+from sif_ray.datagen import shards
+from sif_ray.datagen.annotations import Annotation, Source
+from sif_ray.datagen.counts import FACTS_SCHEMA
+from sif_ray.datagen.depth_stage import AddDepth
+from sif_ray.datagen.drafts import DRAFT_SCHEMA, Draft, drafts_from_table, drafts_to_table
+from sif_ray.datagen.index import read_shard
+from sif_ray.datagen.pictures import PhotoError
+from sif_ray.datagen.shards import Summary
+from sif_ray.datagen.traces import TemplateTraces
+from sif_ray.records import Sample
+from sif_ray.storage import Folder
 
 log = logging.getLogger(__name__)
 
-FOLDER_COLUMN = "folder"
-MIN_BLOCKS = 8  # so that the operators overlap in small runs too
+READERS = 8  # pictures of a shard that are opened at once: those of an object store come late, not slowly
+SPARE_SHARDS = 3  # an actor of a teacher has as many under way beyond what its requests fill: they cover for stragglers
+NO_PROGRESS_S = 1800.0  # without a finished task after which Ray Data gives up, beyond a teacher's own patience
+
+_SHARD_SCHEMA = pa.schema([("shard", pa.int64()), ("drafts", pa.list_(pa.struct(list(DRAFT_SCHEMA))))])
+_FILE = pa.struct([("name", pa.string()), ("rows", pa.int64()), ("sha256", pa.string())])
+_SUMMARY_SCHEMA = pa.schema(
+    [
+        ("shard", pa.int64()),
+        ("files", pa.list_(_FILE)),
+        ("rows", pa.list_(pa.struct(list(FACTS_SCHEMA)))),
+        ("node_id", pa.string()),  # of the node that committed it
+    ]
+)
 
 
-def load_photos(keys: pa.Table, source: Source) -> pa.Table:
-    """The source's photographs of a batch of keys."""
-    return photos_to_table([source.load(PhotoKey(**key)) for key in keys.to_pylist()])
+def make_shards(source: Source, todo: list[int], config: GenerateConfig, folder: Folder) -> Iterator[Summary]:
+    """Make and commit the shards `todo` in the Ray session that is up; yields their summaries as they are done.
+
+    A summary has a further key, "node_id". Raises the first error of any step, as `ray.exceptions.RayTaskError`.
+    """
+    import ray.data
+
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False  # rows are counted where the run was started
+    context.execution_no_progress_timeout_s = NO_PROGRESS_S + 2 * config.teacher.max_wait_s
+    with ray.data.DataContext.current(context):
+        yield from _pipeline(source, todo, config, folder).iter_rows()
 
 
-class EstimateDepth:
-    """Decodes a batch of photographs, refuses the unusable ones, and gives depth to those that came without."""
+def _pipeline(source: Source, todo: list[int], config: GenerateConfig, folder: Folder) -> Any:
+    import ray.data
 
-    def __init__(self, model: str, threads: int) -> None:
-        import torch
+    one_shard: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": 1}
+    loaded = ray.data.range(len(todo), override_num_blocks=len(todo)).map_batches(
+        _load, fn_kwargs={"source": source, "todo": todo, "config": config, "folder": folder}, **one_shard
+    )
+    with_depth = loaded.map_batches(
+        _Depth,
+        fn_constructor_kwargs={"config": config},
+        compute=ray.data.ActorPoolStrategy(min_size=config.depth_actors_min, max_size=config.depth_actors_max),
+        **_resources(config.depth_num_cpus, config.depth_num_gpus),
+        **one_shard,
+    )
+    if config.teacher.kind == "template":
+        traced = with_depth.map_batches(_template_traces, fn_kwargs={"config": config}, **one_shard)
+    else:
+        traced = with_depth.map_batches(
+            _ModelTraces,
+            fn_constructor_kwargs={"config": config},
+            compute=ray.data.ActorPoolStrategy(
+                min_size=config.teacher.actors_min,
+                max_size=config.teacher.actors_max,
+                max_concurrent_calls_per_actor=shards_under_way(config),
+            ),
+            **teacher_resources(config.teacher),
+            **one_shard,
+        )
+    return traced.map_batches(_commit, fn_kwargs={"folder": folder}, **one_shard)
 
-        from sif_ray.depth.estimator import DepthEstimator
 
-        torch.set_num_threads(threads)
-        self._estimator = DepthEstimator(model)
+def shards_under_way(config: GenerateConfig) -> int:
+    """Shards that one actor of a teacher works on at a time, so that its requests never wait for a straggler's shard.
+
+    Ray Data runs the calls of an asynchronous stage in one event loop, so that one limit holds for all of them.
+    """
+    return math.ceil(config.teacher.max_concurrency / config.rows_per_shard) + SPARE_SHARDS
+
+
+def teacher_resources(teacher: TeacherConfig) -> dict[str, Any]:
+    """What one actor of a model teacher asks of Ray: a CPU to prepare requests, or what its engine needs."""
+    return _resources(teacher.engine.num_cpus, teacher.engine.num_gpus) if teacher.kind == "vllm" else {"num_cpus": 1.0}
+
+
+def _resources(num_cpus: float, num_gpus: float) -> dict[str, Any]:
+    return {"num_gpus": num_gpus} if num_gpus > 0 else {"num_cpus": num_cpus}  # Ray Data advises against both
+
+
+# --- the steps, on tables with one shard -----------------------------------------------------------------------------
+
+
+def _load(table: pa.Table, source: Source, todo: list[int], config: GenerateConfig, folder: Folder) -> pa.Table:
+    shard = todo[table["id"][0].as_py()]
+    if shards.is_done(folder, shard):  # Ray makes a lost result again: `_commit` has it without the work between
+        return _pack(shard, [])
+    with ThreadPoolExecutor(READERS) as pool:
+        drafts = pool.map(lambda annotation: open_draft(source, annotation, config.profile), read_shard(folder, shard))
+        return _pack(shard, list(drafts))
+
+
+class _Depth:
+    def __init__(self, config: GenerateConfig) -> None:
+        self._add_depth = AddDepth(config)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        from sif_ray.depth.encoding import depth_png
-
-        photos = photos_from_table(table)
-        estimated, images = [], []
-        for index, photo in enumerate(photos):
-            try:
-                image = decode(photo.image)
-            except PhotoError as error:
-                log.warning("%s: %s", photo.scene_id, error)
-                photos[index] = replace(photo, error=error.reason)
-                continue
-            photos[index] = replace(photo, width=image.width, height=image.height)
-            if not photo.depth_image:
-                estimated.append(index)
-                images.append(image)
-        source = f"estimated:{self._estimator.name}"
-        for index, depth_rel in zip(estimated, self._estimator.estimate(images), strict=True):
-            photos[index] = replace(photos[index], depth_image=depth_png(depth_rel), depth_source=source)
-        return photos_to_table(photos)
+        shard, drafts = _unpack(table)
+        return _pack(shard, self._add_depth(drafts))
 
 
-def make_rows(table: pa.Table, config: GenerateConfig) -> pa.Table:
-    """Dataset rows, accepted and refused, of a batch of photographs with depth."""
-    rows = [row for photo in photos_from_table(table) for row in photo_rows(photo, config)]
-    columns = [
-        {
-            **sample_to_row(row.sample),
-            "reasons": list(row.reasons),
-            FOLDER_COLUMN: REJECTED if row.reasons else ACCEPTED,
-        }
-        for row in rows
-    ]
-    return pa.Table.from_pylist(columns, schema=ROW_SCHEMA.append(pa.field(FOLDER_COLUMN, pa.string())))
+def _template_traces(table: pa.Table, config: GenerateConfig) -> pa.Table:
+    shard, drafts = _unpack(table)
+    return _pack(shard, TemplateTraces(config)(drafts))
 
 
-def write_rows(source: Source, keys: list[PhotoKey], config: GenerateConfig, folder: Path) -> None:
-    """Run the pipeline in the Ray session that is up; shards land in the folders `data` and `rejected` of `folder`."""
+class _ModelTraces:
+    def __init__(self, config: GenerateConfig) -> None:
+        from sif_ray.datagen.traces import ModelTraces
+
+        self._traces = ModelTraces(config)
+
+    async def __call__(self, table: pa.Table) -> pa.Table:
+        shard, drafts = _unpack(table)
+        return _pack(shard, await self._traces(drafts))
+
+
+def _commit(table: pa.Table, folder: Folder) -> pa.Table:
     import ray
 
-    dataset = (
-        ray.data.from_arrow(_blocks(keys, config.rows_per_shard))
-        .map_batches(load_photos, batch_format="pyarrow", fn_kwargs={"source": source})
-        .map_batches(
-            EstimateDepth,
-            batch_format="pyarrow",
-            batch_size=config.depth_batch_size,
-            compute=ray.data.ActorPoolStrategy(min_size=config.depth_actors_min, max_size=config.depth_actors_max),
-            fn_constructor_kwargs={"model": config.depth_model, "threads": max(1, int(config.depth_num_cpus))},
-            **_resources(config),
-        )
-        .map_batches(make_rows, batch_format="pyarrow", fn_kwargs={"config": config})
+    shard, drafts = _unpack(table)
+    sample_ids = [annotation.sample_id for annotation in read_shard(folder, shard)]
+    summary = shards.commit(folder, shard, drafts, sample_ids)
+    node_id = ray.get_runtime_context().get_node_id()
+    return pa.Table.from_pylist([{**summary, "node_id": node_id}], schema=_SUMMARY_SCHEMA)
+
+
+def open_draft(source: Source, annotation: Annotation, profile: str) -> Draft:
+    """The draft of an annotation with its picture; refused where the annotation or the picture cannot be used."""
+    if annotation.error:
+        return _draft(annotation, profile).refused(annotation.error)
+    try:
+        picture = source.open(annotation)
+    except PhotoError as error:
+        log.warning("%s: %s", annotation.sample_id, error)
+        return _draft(annotation, profile).refused(error.reason)
+    return _draft(picture.annotation, profile, picture.image, picture.depth_image, picture.depth_source)
+
+
+def _draft(
+    annotation: Annotation, profile: str, image: bytes = b"", depth_image: bytes = b"", depth_source: str = ""
+) -> Draft:
+    boxes = tuple((box[0], box[1], box[2], box[3]) for box in annotation.boxes if len(box) == 4)
+    sample = Sample(
+        sample_id=annotation.sample_id,
+        scene_id=annotation.image,
+        dataset=annotation.dataset,
+        split=annotation.split,
+        question=annotation.question,
+        question_type=annotation.question_type,
+        answer=annotation.answer,
+        boxes=boxes,
+        width=annotation.width,
+        height=annotation.height,
+        image=image,
+        depth_image=depth_image,
+        depth_source=depth_source,
+        source_frame=annotation.frame,
+        profile=profile,
     )
-    dataset.write_parquet(str(folder), partition_cols=[FOLDER_COLUMN])
-    for kind in (ACCEPTED, REJECTED):
-        written = folder / f"{FOLDER_COLUMN}={kind}"
-        if written.exists():
-            written.rename(folder / kind)
+    draft = Draft(sample, annotation.names)
+    return draft if len(boxes) == len(annotation.boxes) else draft.refused("boxes_invalid")
 
 
-def _resources(config: GenerateConfig) -> dict[str, float]:
-    if config.depth_num_gpus > 0:
-        return {"num_gpus": config.depth_num_gpus}  # Ray advises against asking for both
-    return {"num_cpus": config.depth_num_cpus}
+def _pack(shard: int, drafts: list[Draft]) -> pa.Table:
+    rows = drafts_to_table(drafts).to_struct_array().combine_chunks()
+    return pa.table([pa.array([shard]), pa.ListArray.from_arrays([0, len(drafts)], rows)], schema=_SHARD_SCHEMA)
 
 
-def _blocks(keys: list[PhotoKey], rows_per_shard: int) -> list[pa.Table]:
-    """Keys in blocks of about `rows_per_shard` rows, but in at least `MIN_BLOCKS` blocks."""
-    num_rows = sum(key.num_rows for key in keys)
-    num_blocks = min(len(keys), max(MIN_BLOCKS, math.ceil(num_rows / rows_per_shard)))
-    bounds = [len(keys) * block // num_blocks for block in range(num_blocks + 1)]
-    return [
-        pa.Table.from_pylist([asdict(key) for key in keys[start:stop]]) for start, stop in itertools.pairwise(bounds)
-    ]
+def _unpack(table: pa.Table) -> tuple[int, list[Draft]]:
+    (shard,) = table["shard"].to_pylist()  # never two: a shard is one row of the pipeline
+    rows = table["drafts"].combine_chunks().flatten()
+    return shard, drafts_from_table(pa.Table.from_struct_array(rows))

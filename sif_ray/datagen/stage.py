@@ -1,122 +1,185 @@
-"""The stage `generate`: configuration in, dataset folder out."""
+"""The stage `generate`: configuration in, dataset folder out.
+
+no plan.json: selected annotations ─► index/, plan.json ─┐
+plan.json of the same content ───────────────────────────┴─► shards that data/ lacks ─► pipeline ─► all shards there
+                                                                   ─► released layout ─► manifest.json
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import contextlib
 import logging
 import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sif_ray.config import ConfigError, GenerateConfig
-from sif_ray.datagen import dataset, pipeline
-from sif_ray.datagen.sources import make_source
-from sif_ray.observe.run_folder import environment, write_json
+from sif_ray.datagen import index, pipeline, shards
+from sif_ray.datagen.content import content_of, hash_of
+from sif_ray.datagen.counts import Counts
+from sif_ray.datagen.dataset import (
+    ACCEPTED,
+    FORMAT,
+    INDEX,
+    MANIFEST,
+    PLAN,
+    DatasetError,
+    read_manifest,
+    refuse_other_content,
+)
+from sif_ray.datagen.index import Plan
+from sif_ray.datagen.published import publish
+from sif_ray.datagen.selection import select
+from sif_ray.datagen.shards import Summary
+from sif_ray.datagen.source import make_source
+from sif_ray.observe.progress import Progress
+from sif_ray.observe.run_folder import environment, kept_to_itself
 from sif_ray.runtime import ray_session
+from sif_ray.storage import Folder
 
 log = logging.getLogger(__name__)
 
-_CONTENT_KEYS = (
-    "source",
-    "splits",
-    "questions_per_scene",
-    "seed",
-    "profile",
-    "decimals",
-    "depth_model",
-    "teacher",
-    "rows_per_shard",
-)
-"""What the rows depend on; the other keys say where and how fast they are made."""
+READERS = 8  # shards of earlier runs that are read at once
 
 
 def run(config: GenerateConfig) -> None:
-    """Generate the dataset of `config` into `config.output`, unless it is there already.
+    """Generate the dataset of `config` into `config.output`, or what is missing of it.
 
-    Raises `DatasetError` if the folder holds something else, and `RuntimeError` if rows were lost, doubled or all
-    refused.
+    Raises `ConfigError` for a request that cannot work, also when the folder holds something else or rows of another
+    configuration, before any row is made; and `RuntimeError` if shards were lost or all rows refused.
     """
-    if dataset.is_finished(config.output, config_hash(config)):
-        counts = dataset.read_manifest(config.output)["counts"]
-        log.info("generate: %s is finished with this configuration, %s", config.output, _told(counts))
-        return
-    source = make_source(config)
-    keys = source.list_keys()
-    num_rows = sum(photo.num_rows for photo in keys)
-    log.info("generate: %d photographs, %d questions from %s", len(keys), num_rows, config.source)
     started_s = time.time()
-    with dataset.whole_or_not_at_all(config.output) as folder:
-        with ray_session(config.ray):
-            _check_cpus(config)
-            pipeline.write_rows(source, keys, config, folder)
-        counts = finish(folder, config, num_rows, started_s)
-    seconds = time.time() - started_s
-    log.info("generate: %s in %.0f s, %.1f rows/s -> %s", _told(counts), seconds, num_rows / seconds, config.output)
-    for reason, count in sorted(counts["reasons"].items()):
+    folder = Folder.open(config.output, "output")
+    content = content_of(config)
+    if is_finished(folder, content):
+        counts = read_manifest(folder)["counts"]
+        log.info("generate: %s is finished with this configuration, %s", folder.url, _told(counts))
+        return
+    folder.check_writable("output")
+    with _sole_run(folder):
+        folder.remove_parts()
+        source = make_source(config)
+        plan = index.read_plan(folder, content)
+        if plan is None:
+            plan = index.write_plan(folder, select(source, config), config, content)
+        tally = _Tally(plan, committed(folder))
+        with _goes_on(tally), Progress("generate", plan.num_rows, "rows", done=plan.rows_in(tally.done)) as progress:
+            for summary in _read_done(folder, tally.done):
+                tally.add(summary)
+            if tally.todo:
+                with ray_session(config.ray):
+                    _check_pools(config)
+                    with closing(pipeline.make_shards(source, tally.todo, config, folder)) as made:
+                        for summary in made:
+                            tally.add(summary)
+                            progress.advance(len(summary["rows"]), refused=tally.counts.rejected)
+        finish(folder, config, content, tally, started_s)
+    counts = tally.counts.total()
+    log.info("generate: %s in %.0f s -> %s", _told(counts), time.time() - started_s, folder.url)
+    for reason, count in counts["reasons"].items():
         log.warning("generate: %d rows refused: %s", count, reason)
 
 
-def finish(folder: Path, config: GenerateConfig, num_rows: int, started_s: float) -> dict[str, Any]:
-    """Make a folder of written shards a dataset, if exactly `num_rows` rows are there; returns the counts."""
-    shards = dataset.order_shards(folder)
-    counts, sample_ids = dataset.count_rows(folder)
-    _check_totals(num_rows, counts, sample_ids)
-    dataset.write_published(folder)
+def is_finished(folder: Folder, content: Mapping[str, Any]) -> bool:
+    """Whether `folder` holds the finished dataset of `content`; False if it can be written.
+
+    Raises `DatasetError` if it holds something else.
+    """
+    if folder.exists(MANIFEST):
+        refuse_other_content(folder, read_manifest(folder), content)
+        return True
+    if not folder.exists(PLAN) and set(folder.names()) - {INDEX}:
+        raise DatasetError(f"output = {folder.url!r} exists and is no dataset; choose another output")
+    return False
+
+
+def committed(folder: Folder) -> set[str]:
+    """The names of the shards that are done."""
+    return set(folder.child(ACCEPTED).names())
+
+
+class _Tally:
+    """The shards of a plan: which were done before, which are to do, and what is in them."""
+
+    def __init__(self, plan: Plan, names: set[str]) -> None:
+        self.plan = plan
+        self.done = [shard for shard in range(plan.num_shards) if shards.shard_name(shard) in names]
+        self.todo = [shard for shard in range(plan.num_shards) if shards.shard_name(shard) not in names]
+        self.counts = Counts()
+        self.files: dict[str, dict[str, Any]] = {}
+
+    def add(self, summary: Summary) -> None:
+        self.counts.add(summary["rows"])
+        self.files |= {file["name"]: {"rows": file["rows"], "sha256": file["sha256"]} for file in summary["files"]}
+
+
+def finish(folder: Folder, config: GenerateConfig, content: dict[str, Any], tally: _Tally, started_s: float) -> None:
+    """Make a folder of which every shard is done a dataset: the manifest is written last."""
+    counts, plan = tally.counts.total(), tally.plan
+    lost = [name for name in map(shards.shard_name, range(plan.num_shards)) if name not in committed(folder)]
+    found = counts["accepted"] + counts["rejected"]
+    if lost or found != plan.num_rows:
+        raise RuntimeError(
+            f"{found} of {plan.num_rows} rows were made, and {folder.url} lacks {len(lost)} shards {lost[:3]}; "
+            "every node must see the same folder: set output to shared storage"
+        )
+    if counts["accepted"] == 0:
+        raise RuntimeError(f"all {found} rows were refused: {counts['reasons']}; see rejected/ in {folder.url}")
+    publish(folder, config)
     manifest = {
-        "format": dataset.FORMAT,
+        "format": FORMAT,
         "config": asdict(config),
-        "config_hash": config_hash(config),
+        "config_hash": hash_of(content),
+        "content": content,
         "counts": counts,
-        "shards": shards,
-        "seconds": round(time.time() - started_s, 1),
+        "shards": dict(sorted(tally.files.items())),
+        "seconds": round(time.time() - started_s, 1),  # of the run that finished it
         "environment": environment(),
     }
-    write_json(folder / dataset.MANIFEST, manifest)
-    return counts
+    folder.write_json(MANIFEST, manifest)
 
 
-def config_hash(config: GenerateConfig) -> str:
-    """Short hash of everything that the rows depend on, the weights of a local depth model included."""
-    content: dict[str, Any] = {name: getattr(config, name) for name in _CONTENT_KEYS}
-    content["splits"] = config.scenes_per_split if config.source == "toyworld" else {}
-    content["depth_weights"] = _weights_hash(config.depth_model)
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+def _read_done(folder: Folder, done: list[int]) -> Iterator[Summary]:
+    with ThreadPoolExecutor(READERS) as pool:
+        yield from pool.map(partial(shards.summarise, folder), done)
 
 
-def _weights_hash(model: str) -> str:
-    from sif_ray.depth.checkpoint import resolve_model
+@contextlib.contextmanager
+def _goes_on(tally: _Tally) -> Iterator[None]:
+    """Say what an interrupted run has and how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        num_rows = tally.counts.accepted + tally.counts.rejected
+        log.warning("generate: stopped with %d of %d rows; the same command goes on", num_rows, tally.plan.num_rows)
+        raise
 
-    digest = hashlib.sha256()
-    for path in sorted(Path(resolve_model(model)).glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+
+def _sole_run(folder: Folder) -> AbstractContextManager[None]:
+    return kept_to_itself(Path(folder.path)) if folder.is_local else nullcontext()
 
 
-def _check_cpus(config: GenerateConfig) -> None:
-    """A pool that holds every CPU starves the tasks that feed it, and the pipeline would stand still."""
+def _check_pools(config: GenerateConfig) -> None:
+    """Pools that hold every CPU starve the tasks that feed them, and the pipeline would stand still."""
     import ray
 
     available = ray.cluster_resources().get("CPU", 0)
-    needed = (0 if config.depth_num_gpus else config.depth_actors_min * config.depth_num_cpus) + 1
+    needed = 1 + (0 if config.depth_num_gpus else config.depth_actors_min * config.depth_num_cpus)
+    keys = "depth_actors_min * depth_num_cpus"
+    if config.teacher.kind != "template":
+        needed += config.teacher.actors_min * pipeline.teacher_resources(config.teacher).get("num_cpus", 0)
+        keys += ", teacher.actors_min"
     if config.ray.address == "local" and available < needed:
         raise ConfigError(
-            f"ray.num_cpus ({available:g}) is below {needed:g} = depth_actors_min * depth_num_cpus + 1 for the other "
-            "tasks; raise it or lower depth_actors_min or depth_num_cpus"
+            f"ray.num_cpus ({available:g}) is below {needed:g}, 1 for the tasks and the rest for the pools ({keys}); "
+            "raise it or lower those"
         )
 
 
-def _check_totals(expected: int, counts: dict[str, Any], sample_ids: list[str]) -> None:
-    found = counts["accepted"] + counts["rejected"]
-    if found != expected or len(set(sample_ids)) != found:
-        raise RuntimeError(
-            f"{found} rows with {len(set(sample_ids))} ids came out of {expected} questions; nothing was written"
-        )
-    if counts["accepted"] == 0:
-        raise RuntimeError(f"all {found} rows were refused: {counts['reasons']}; nothing was written")
-
-
-def _told(counts: dict[str, Any]) -> str:
+def _told(counts: Mapping[str, Any]) -> str:
     return f"{counts['accepted']} rows of {counts['scenes']} photographs, {counts['rejected']} refused"

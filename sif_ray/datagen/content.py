@@ -1,0 +1,91 @@
+"""What the rows of a dataset depend on: two runs of equal content make equal rows, and may share a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from sif_ray.config import ConfigError, GenerateConfig
+from sif_ray.storage import reach
+
+VERSION = 1
+"""Of the code that makes rows. One more when equal configurations give other rows: sentences, prompts, checks."""
+
+_KEYS = (
+    "source",
+    "images",
+    "heldout_share",
+    "subset_rows",
+    "seed",
+    "profile",
+    "decimals",
+    "rows_per_shard",
+)
+_TOYWORLD_KEYS = ("scenes_per_split", "questions_per_scene")
+_TEACHER_KEYS = ("kind", "model", "max_tokens", "temperature", "repairs")
+_JUDGE_KEYS = ("kind", "model", "with_image")
+
+
+def content_of(config: GenerateConfig) -> dict[str, Any]:
+    """The keys that say what is made, not where and how fast; files and weights by what is in them.
+
+    Pictures count by their place alone: there may be a million of them. Raises `ConfigError` for an input file that is
+    not there.
+    """
+    content: dict[str, Any] = {"version": VERSION, **{name: getattr(config, name) for name in _KEYS}}
+    content["input"] = {place: fingerprint(place) for place in config.input}
+    content["select"] = asdict(config.select)
+    content["depth_model"] = {"name": config.depth_model, "weights": _weights_hash(config.depth_model)}
+    if config.source == "toyworld":
+        content |= {name: getattr(config, name) for name in _TOYWORLD_KEYS}
+    content["teacher"] = {"kind": config.teacher.kind}
+    if config.teacher.kind != "template":
+        content["teacher"] = {name: getattr(config.teacher, name) for name in _TEACHER_KEYS}
+        content["judge"] = {name: getattr(config.judge, name) for name in _JUDGE_KEYS}
+    return content
+
+
+def hash_of(content: Mapping[str, Any]) -> str:
+    """A short hash of what `content_of` returned."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The keys in which two contents differ, those of blocks with a dot: ["decimals", "select.max_rows"]."""
+    found = []
+    for key in sorted(one.keys() | other.keys()):
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differing_keys(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}")
+    return found
+
+
+def fingerprint(place: str) -> str:
+    """Of a local file the hash of its bytes, as copies get other times; of an object its size and the time of its
+    upload, as it cannot change without another upload and may be too far away to be read twice."""
+    filesystem, found = reach(place, "input")
+    if found.type != pafs.FileType.File:
+        raise ConfigError(f"input = {place!r}: no such file")
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return _file_hash(Path(found.path))
+    return f"{found.size} bytes of {found.mtime_ns}"
+
+
+def _weights_hash(model: str) -> str:
+    from sif_ray.depth.checkpoint import resolve_model
+
+    hashes = [_file_hash(path) for path in sorted(Path(resolve_model(model)).glob("*.safetensors"))]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
