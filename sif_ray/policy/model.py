@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionAttention, Qwen3VLVisionPatchEmbed
 
 from sif_ray.policy.fetch import fetch
-from sif_ray.policy.shards import write_shards
+from sif_ray.policy.shards import skeleton, stored_names, write_shards
 
 WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".pt")
 
@@ -57,7 +57,8 @@ def save_policy(
         policy.config.architectures = [type(policy).__name__]
         policy.config.save_pretrained(folder)
         policy.generation_config.save_pretrained(folder)
-        write_shards(folder, policy.named_parameters() if tensors is None else tensors, policy)
+        weights = policy.named_parameters() if tensors is None else tensors
+        write_shards(folder, weights, stored_names(skeleton(policy.config)))
         copy_other_files(Path(resolve_model(source)), folder)
 
 
@@ -74,10 +75,11 @@ def unfinished(output: Path) -> Iterator[Path]:
     folder.rename(output)
 
 
-def copy_other_files(source: Path, folder: Path) -> None:
+def copy_other_files(source: Path, folder: Path, skip: Collection[str] = ()) -> None:
     """Copy what a checkpoint folder holds beside its weights, where `folder` has no such file yet."""
     for file in source.iterdir():
-        if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES) and not (folder / file.name).exists():
+        wanted = file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES) and file.name not in skip
+        if wanted and not (folder / file.name).exists():
             shutil.copy2(file, folder / file.name)
 
 

@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from sif_ray.config import ConfigError
 from sif_ray.policy.architectures import ARCHITECTURES, Architecture, make_config
 from sif_ray.policy.model import unfinished
-from sif_ray.policy.shards import SHARD_BYTES, write_shards
+from sif_ray.policy.shards import SHARD_BYTES, skeleton, stored_names, write_shards
 from sif_ray.resources.shapes import KNOWN, PolicyShape, Qwen3VLShape
 from sif_ray.toyworld import assets
 
@@ -68,9 +68,7 @@ def write_random_policy(
         **{f"{name}_token_id": words.convert_tokens_to_ids(f"<|{name}_pad|>") for name in ("image", "video")},
         **{f"{name}_token_id": words.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")},
     }
-    with torch.device("meta"):
-        policy = AutoModelForImageTextToText.from_config(make_config(shape, ids))
-    policy.tie_weights()
+    policy = skeleton(make_config(shape, ids))
     policy.config.architectures = [type(policy).__name__]
     policy.config.dtype = dtype
     for name in ("eos_token_id", "pad_token_id"):
@@ -81,7 +79,7 @@ def write_random_policy(
         policy.generation_config.save_pretrained(folder)
         words.save_pretrained(folder)
         _write_processor(folder, architecture, shape)
-        write_shards(folder, _draw(policy, getattr(torch, dtype), seed), policy, shard_bytes)
+        write_shards(folder, _draw(policy, getattr(torch, dtype), seed), stored_names(policy), shard_bytes)
 
 
 def scaled_down(shape: PolicyShape, divisor: int) -> PolicyShape:

@@ -6,23 +6,25 @@ Neither side ever holds the whole model: the reader maps its files into memory, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key, revert_weight_conversion
+
+from sif_ray.config import ConfigError
 
 SHARD_BYTES = 4 * 10**9
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-class ShardError(ValueError):
-    """A folder's weights are not there, not whole, or not those of its model; the message names the file."""
+class ShardError(ConfigError):
+    """A folder's weights are not there, not whole, or not those of its model."""
 
 
 class StoredWeights:
@@ -36,14 +38,10 @@ class StoredWeights:
         shape."""
         files = files_by_tensor(Path(folder))
         opened = {file: safe_open(file, framework="pt") for file in set(files.values())}
-        policy = skeleton(folder)
-        renamings = [rule for rule in get_model_conversion_mapping(policy) if isinstance(rule, WeightRenaming)]
-        parameters = dict(policy.named_parameters())
-        self.shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-        self._places = {}
-        for stored, file in files.items():
-            name, _ = rename_source_key(stored, renamings, [], policy.base_model_prefix, parameters)
-            self._places[name] = (opened[file], stored)
+        policy = skeleton(AutoConfig.from_pretrained(folder))
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in policy.named_parameters()}
+        self.stored_names = {name: stored for stored, name in parameter_names(policy, files).items()}
+        self._places = {name: (opened[files[stored]], stored) for name, stored in self.stored_names.items()}
         for name, shape in self.shapes.items():
             if name not in self._places:
                 raise ShardError(f"{folder}: no tensor for {name} of its config.json; take a complete checkpoint")
@@ -62,12 +60,26 @@ class StoredWeights:
         return sum(self[name].nbytes for name in self.shapes)
 
 
-def skeleton(folder: str | Path) -> nn.Module:
-    """The model of a folder's `config.json` without memory for its weights (meta device)."""
+def skeleton(config: PreTrainedConfig) -> nn.Module:
+    """The model of a configuration without memory for its weights (meta device)."""
     with torch.device("meta"):
-        policy = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
+        policy = AutoModelForImageTextToText.from_config(config)
     policy.tie_weights()
     return policy
+
+
+def parameter_names(policy: nn.Module, stored: Iterable[str]) -> dict[str, str]:
+    """The parameter of `policy` behind every stored name, in whichever version of transformers it was stored."""
+    rules = [rule for rule in get_model_conversion_mapping(policy) if isinstance(rule, WeightRenaming)]
+    parameters = dict(policy.named_parameters())
+    return {name: rename_source_key(name, rules, [], policy.base_model_prefix, parameters)[0] for name in stored}
+
+
+def stored_names(policy: nn.Module) -> dict[str, str]:
+    """The name by which transformers stores every parameter of a `skeleton`."""
+    names = [name for name, _ in policy.named_parameters()]
+    numbered = {name: torch.tensor(number) for number, name in enumerate(names)}
+    return {names[int(number)]: stored for stored, number in revert_weight_conversion(policy, numbered).items()}
 
 
 def files_by_tensor(folder: Path) -> dict[str, Path]:
@@ -98,11 +110,10 @@ def _names(file: Path) -> list[str]:
 def write_shards(
     folder: Path,
     tensors: Iterable[tuple[str, torch.Tensor]],
-    policy: nn.Module,
+    names: Mapping[str, str],
     shard_bytes: int = SHARD_BYTES,
 ) -> int:
-    """Write tensors, given by parameter name of `policy`, as they come, under the names that transformers stores them
-    by; returns their bytes.
+    """Write tensors, given by parameter name, as they come, under their stored `names`; returns their bytes.
 
     A file is written when the next tensor would make it larger than `shard_bytes`. One file alone is
     `model.safetensors`, several have an index.
@@ -112,16 +123,15 @@ def write_shards(
     held = total = 0
 
     def write() -> None:
-        renamed = {stored: shard[name] for name, stored in _stored_names(policy, list(shard)).items()}
-        save_file(renamed, folder / f"part-{len(parts)}.safetensors", metadata={"format": "pt"})
-        parts.append(list(renamed))
+        save_file(shard, folder / f"part-{len(parts)}.safetensors", metadata={"format": "pt"})
+        parts.append(list(shard))
         shard.clear()
 
     for name, tensor in tensors:
         if shard and held + tensor.nbytes > shard_bytes:
             write()
             held = 0
-        shard[name] = tensor.detach().contiguous()
+        shard[names[name]] = tensor.detach().contiguous()
         held += tensor.nbytes
         total += tensor.nbytes
     write()
@@ -134,8 +144,3 @@ def write_shards(
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return total
-
-
-def _stored_names(policy: nn.Module, names: Sequence[str]) -> dict[str, str]:
-    numbered = {name: torch.tensor(number) for number, name in enumerate(names)}
-    return {names[int(number)]: stored for stored, number in revert_weight_conversion(policy, numbered).items()}
