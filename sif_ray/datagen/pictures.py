@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
-import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 _ORIENTATION = 0x0112  # EXIF tag
 _SIDES_SWAPPED = (5, 6, 7, 8)  # its values that turn the picture by a quarter
 _COMMON_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")  # MPO: a JPEG with further pictures behind the first
 _COMMON_MODES = ("1", "L", "P", "RGB")
 _JPEG_QUALITY = 95
+
+PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, struct.error)
+"""What Pillow raises for damaged files."""
 
 
 class PhotoError(ValueError):
@@ -66,26 +71,38 @@ def read(encoded: bytes, limits: Limits = Limits(), stated_size: tuple[int, int]
         PhotoError: `image_unreadable`, `image_too_small`, `image_too_thin`, `image_too_large` (for `limits`), or
             `image_size_mismatch`.
     """
+    with _photo_errors(limits), Image.open(io.BytesIO(encoded), formats=limits.formats) as image:
+        _check_size(image.size, limits)
+        alike = _reads_alike(image)
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        if _is_upright(image.size, orientation, stated_size):
+            rgb = _to_rgb(image)
+        else:
+            rgb = _to_rgb(ImageOps.exif_transpose(image))
+        if alike and orientation == 1:
+            return Photo(encoded, rgb)
+        return _encoded_anew(rgb, is_jpeg=image.format in ("JPEG", "MPO"))
+
+
+def size_px(file: BinaryIO, limits: Limits = Limits()) -> tuple[int, int]:
+    """Width and height of the upright picture in a file, of which only the header is read. Raises as `read`."""
+    with _photo_errors(limits), Image.open(file, formats=limits.formats) as image:
+        _check_size(image.size, limits)
+        return _upright_size(image.size, image.getexif().get(_ORIENTATION, 1))
+
+
+@contextlib.contextmanager
+def _photo_errors(limits: Limits) -> Iterator[None]:
+    """Inside, what Pillow raises becomes a `PhotoError`."""
     try:
-        with Image.open(io.BytesIO(encoded), formats=limits.formats) as image:
-            _check_size(image.size, limits)
-            alike = _reads_alike(image)
-            orientation = image.getexif().get(_ORIENTATION, 1)
-            if _is_upright(image.size, orientation, stated_size):
-                rgb = _to_rgb(image)
-            else:
-                rgb = _to_rgb(ImageOps.exif_transpose(image))
-            if alike and orientation == 1:
-                return Photo(encoded, rgb)
-            return _encoded_anew(rgb, is_jpeg=image.format in ("JPEG", "MPO"))
+        yield
     except PhotoError:
         raise
     except Image.DecompressionBombError as error:
         raise PhotoError("image_too_large", str(error)) from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise PhotoError("image_unreadable", f"none of {', '.join(limits.formats)}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error, zlib.error) as error:
-        # what Pillow raises for damaged files
+    except PILLOW_ERRORS as error:
         raise PhotoError("image_unreadable", f"cannot be decoded: {error}") from error
 
 
@@ -103,12 +120,15 @@ def _check_size(size: tuple[int, int], limits: Limits) -> None:
 
 def _is_upright(size: tuple[int, int], orientation: int, stated_size: tuple[int, int] | None) -> bool:
     """Whether the stored pixels are the ones to take, rather than those that the EXIF orientation makes of them."""
-    upright_size = size[::-1] if orientation in _SIDES_SWAPPED else size
     if stated_size is None:
         return orientation == 1
-    if stated_size not in (size, upright_size):
+    if stated_size not in (size, _upright_size(size, orientation)):
         raise PhotoError("image_size_mismatch", f"{size} px where the annotation says {stated_size}")
     return stated_size == size
+
+
+def _upright_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    return (size[1], size[0]) if orientation in _SIDES_SWAPPED else size
 
 
 def _reads_alike(image: Image.Image) -> bool:

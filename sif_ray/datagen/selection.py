@@ -1,7 +1,7 @@
 """Which annotations of a source become rows: their datasets, caps, one id for each, and the split of every picture.
 
-Everything streams. The memory holds the ids of the wanted datasets, to find what comes twice, and the places of the rows
-that a draw keeps.
+Everything streams. The memory holds the ids of the wanted datasets, to find what comes twice, and the places of the
+rows that a draw keeps.
 """
 
 from __future__ import annotations

@@ -1,0 +1,113 @@
+"""From the fields of a file to an annotation, which has an error where they are missing or of another kind."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from sif_ray.datagen.annotations import Annotation, Frame
+from sif_ray.method.boxes import COORDINATE_LIMIT, BoxError, as_rectangle
+
+_ID_KEYS = ("id", "question_id", "sent_id")
+_HASH_BYTES = 8  # of an id that is made up
+
+
+def make_annotation(
+    row: Mapping[str, Any],
+    *,
+    dataset: str,
+    image: object,
+    question: object,
+    question_type: str = "",
+    answer: object,
+    boxes: object,
+    frame: Frame,
+    names: object = (),
+    depth: object = "",
+) -> Annotation:
+    """An annotation from what a row holds, which may be anything.
+
+    Its id is `<dataset>-<the row's own id>`, or has a hash of image, question, answer and boxes where the row has none.
+    Its error is `image_missing`, `question_empty`, `boxes_missing`, `boxes_invalid` or `answer_empty`, the first that
+    applies: text of another type counts as empty, boxes that are no lists of four finite numbers as invalid.
+    """
+    found, boxes_error = _boxes(boxes)
+    annotation = Annotation(
+        sample_id="",
+        dataset=dataset,
+        split=text(row.get("split")),
+        image=text(image),
+        question=text(question),
+        question_type=question_type,
+        answer=text(answer),
+        boxes=found,
+        frame=frame,
+        names=_names(names, len(found)),
+        width=side_px(row.get("width")),
+        height=side_px(row.get("height")),
+        depth=text(depth),
+    )
+    return replace(annotation, sample_id=_sample_id(row, annotation), error=_error(annotation, boxes_error))
+
+
+def broken_annotation(sample_id: str, error: str) -> Annotation:
+    """In the place of a row of which nothing can be told but where it stands."""
+    return Annotation(sample_id, "", "", "", "", "", "", (), "image", error=error)
+
+
+def text(value: object) -> str:
+    """`value` without white space around it; a number as its digits; "" for what is no text or cannot be stored."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value) if math.isfinite(value) else ""
+    if not isinstance(value, str):
+        return ""
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
+        return ""
+    return value.strip()
+
+
+def side_px(value: object) -> int:
+    """A side of a picture in pixels; 0 for what is no whole positive number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= COORDINATE_LIMIT:
+        return 0
+    return int(value) if value == int(value) else 0
+
+
+def _error(annotation: Annotation, boxes_error: str) -> str:
+    if not annotation.image:
+        return "image_missing"
+    if not annotation.question:
+        return "question_empty"
+    return boxes_error or ("" if annotation.answer else "answer_empty")
+
+
+def _boxes(value: object) -> tuple[tuple[tuple[float, ...], ...], str]:
+    """The boxes and what is wrong with them."""
+    if value is None or value == []:
+        return (), "boxes_missing"
+    if not isinstance(value, list):
+        return (), "boxes_invalid"
+    try:
+        return tuple(as_rectangle(box) for box in value), ""
+    except BoxError:
+        return (), "boxes_invalid"
+
+
+def _names(value: object, num_boxes: int) -> tuple[str, ...]:
+    """One for each box; none at all where one is missing."""
+    names = tuple(text(name) for name in value) if isinstance(value, list | tuple) else ()
+    return names if len(names) == num_boxes and all(names) else ()
+
+
+def _sample_id(row: Mapping[str, Any], annotation: Annotation) -> str:
+    own = next((name for key in _ID_KEYS if (name := text(row.get(key)))), "")
+    if not own:
+        content = (annotation.image, annotation.question, annotation.answer, annotation.boxes)
+        own = hashlib.blake2b(repr(content).encode(), digest_size=_HASH_BYTES).hexdigest()
+    prefix = f"{annotation.dataset}-"
+    return own if own.startswith(prefix) else prefix + own
