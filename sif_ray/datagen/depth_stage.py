@@ -29,6 +29,7 @@ from sif_ray.method.boxes import (
 )
 from sif_ray.method.depth_code import decode
 from sif_ray.method.profile import resolve
+from sif_ray.storage import Folder
 
 if TYPE_CHECKING:
     from sif_ray.depth.estimator import ModelInput
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SLACK_PX = 1.0  # boxes that leave the image by no more are rounded ones, and are clipped
-SLACK_NORM = 1e-3  # the same for fractions with three decimals, which is more than a pixel on large images
+ROUNDING = 1e-3  # the same for fractions with three decimals, which is more than a pixel on large images
 
 
 class AddDepth:
@@ -54,7 +55,8 @@ class AddDepth:
 
         torch.set_num_threads(max(1, int(config.depth_num_cpus)))
         self._estimator = DepthEstimator(config.depth_model, batch_size=config.depth_batch_size)
-        self._cache = DepthCache()
+        folder = Folder.open(config.depth_cache, "depth_cache") if config.depth_cache else None
+        self._cache = DepthCache(self._estimator.identity, folder)
         self._profile = config.profile
 
     def __call__(self, drafts: list[Draft]) -> list[Draft]:
@@ -132,7 +134,7 @@ def with_given_depth(draft: Draft, profile: str) -> Draft:
             if image.size != (sample.width, sample.height):
                 return draft.refused("depth_size_mismatch")
             return replace(draft, depth_gray=gray_png(decode(np.asarray(image.convert("RGB")), profile)))
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises for damaged files
+    except pictures.PILLOW_ERRORS as error:
         log.info("%s: depth image: %s", sample.sample_id, error)
         return draft.refused("depth_unreadable")
 
@@ -141,22 +143,25 @@ def to_image_frame(box: tuple[float, ...], frame: str, width: int, height: int, 
     """A box of a source as fractions of the image of `width` x `height` px.
 
     `frame` is what its numbers are (`annotations.Frame`). The published profile reads those of the padded square as if
-    they were fractions of the image. What leaves the image by rounding (`SLACK_PX`, `SLACK_NORM`) is clipped.
+    they were fractions of the image. What leaves the image by rounding (`SLACK_PX`, `ROUNDING`) is clipped.
 
     Raises:
         BoxError: for anything but four finite numbers, a box that is inverted or empty, or one outside the image.
     """
     given = as_rectangle(box)
     if frame == "pixels":
-        found, slack = pixels_to_norm(given, width, height), SLACK_PX
-        shown = norm_to_pixels(found, width, height)
+        units_px = (1, 1)
+        found = pixels_to_norm(given, width, height)
+        back = norm_to_pixels(found, width, height)
     elif frame == "padded_square" and resolve(profile).converts_padded_square:
-        found, slack = padded_square_to_image(given, width, height), max(SLACK_NORM, SLACK_PX / max(width, height))
-        shown = image_to_padded_square(found, width, height)
+        units_px = (max(width, height),) * 2
+        found = padded_square_to_image(given, width, height)
+        back = image_to_padded_square(found, width, height)
     else:
+        units_px = (width, height)
         x1, y1, x2, y2 = (min(max(number, 0.0), 1.0) for number in given)
-        found, slack = as_box((x1, y1, x2, y2)), max(SLACK_NORM, SLACK_PX / max(width, height))
-        shown = found
-    if any(abs(a - b) > slack for a, b in zip(given, shown, strict=True)):
-        raise BoxError(f"{frame} box {given} leaves the {width} x {height} px image")
+        found = back = as_box((x1, y1, x2, y2))
+    for number, kept, unit_px in zip(given, back, units_px * 2, strict=True):
+        if abs(number - kept) > max(ROUNDING, SLACK_PX / unit_px):
+            raise BoxError(f"{frame} box {given} leaves the {width} x {height} px image")
     return found
