@@ -17,13 +17,14 @@ from dataclasses import dataclass, replace
 from types import FrameType
 
 from sif_ray import config as configuration
-from sif_ray.config import ConfigError, GrpoConfig, QuickstartConfig, StageConfig
+from sif_ray.config import ConfigError, GenerateConfig, GrpoConfig, QuickstartConfig, StageConfig
 from sif_ray.quickstart import with_paths
 from sif_ray.resources.plan import describe, make_plan
 
 log = logging.getLogger(__name__)
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
+STATUSES = "exit status: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted after a clean stop"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,16 @@ class Job:
     override: str  # an example for --help
 
 
+@dataclass(frozen=True)
+class Tool:
+    """A job with plain arguments: `module` has `add_arguments(parser)` and `run(options)`, which returns an exit status
+    or nothing, or raises. Its help imports the module, which therefore imports nothing heavy at its top."""
+
+    module: str
+    summary: str
+    examples: tuple[str, ...]  # arguments, for --help
+
+
 JOBS = {
     "quickstart": Job("sif_ray.quickstart", "walk through every stage with tiny models", "run_dir=runs/second"),
     "generate": Job("sif_ray.datagen.stage", "make a SIF dataset from annotated images", "output=data/mine"),
@@ -44,39 +55,55 @@ JOBS = {
     "serve": Job("sif_ray.serve.stage", "answer questions over HTTP with a trained policy", "port=8100"),
 }
 
+TOOLS = {
+    "data convert": Tool(
+        "sif_ray.datagen.convert",
+        "annotations in any supported format to one JSON object per line",
+        ("--source viscot --input viscot_363k.json --images photos --output annotations.jsonl",),
+    ),
+    "data inspect": Tool(
+        "sif_ray.datagen.inspection",
+        "show a dataset, finished or not, as one HTML page",
+        ("runs/data", "s3://bucket/sif --output sif.html --open no"),
+    ),
+    "data export": Tool(
+        "sif_ray.datagen.published",
+        "write the images that a dataset's published.json names, for LLaMA-Factory",
+        ("runs/data", "s3://bucket/sif --output LLaMA-Factory/data/sif"),
+    ),
+    "export": Tool(
+        "sif_ray.policy.export",
+        "write a trained policy as a Hugging Face checkpoint or as an adapter",
+        (
+            "runs/grpo/checkpoint --output checkpoints/sif-7b",
+            "runs/warmup/checkpoints/step-000200 --output checkpoints/sif-lora --adapter",
+        ),
+    ),
+    "bench": Tool("sif_ray.bench", "measure a part of the system on this machine", ("datagen --json datagen.json",)),
+}
+"""A name of two words is a member of a family."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console command `sif-ray`: the first argument names the job, the rest is the job's."""
-    parser = argparse.ArgumentParser(
-        prog="sif-ray",
-        usage="sif-ray JOB [--config FILE] [key=value ...] [--dry-run]",
-        description=__doc__,
-        epilog="jobs:\n" + "\n".join(f"  {name:<11} {job.summary}" for name, job in JOBS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("job", metavar="JOB", choices=JOBS, help="one of the jobs below; JOB --help tells more")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    try:
-        options = parser.parse_args(argv)
-    except SystemExit as stop:
-        return int(stop.code or DONE)
-    return run_job(options.job, options.arguments)
+    """The console command `sif-ray`: the first argument names the job, or a family and the second the job in it."""
+    return run_job("", argv)
 
 
 def run_job(name: str, argv: Sequence[str] | None = None) -> int:
-    """Run one job with its own arguments (None = the process's) and return its exit status."""
+    """Run one job with its own arguments (None = the process's) and return its exit status.
+
+    Where `name` is a family, the first argument names the job in it; "" is the family of all.
+    """
     try:
-        options = job_parser(name).parse_intermixed_args(argv)
+        while name not in JOBS and name not in TOOLS:
+            name, argv = choose(name, argv)
+        options = tool_parser(name).parse_args(argv) if name in TOOLS else job_parser(name).parse_intermixed_args(argv)
     except SystemExit as stop:  # argparse has said what is wrong, or printed the help
         return int(stop.code or DONE)
     configure_logging()
     try:
-        config = configuration.load(name, options.config, options.overrides)
-        if options.dry_run:
-            print("\n\n".join([configuration.to_yaml(config).rstrip(), configuration.describe(config), *plans(config)]))
-            return DONE
         with sigterm_interrupts():
-            importlib.import_module(JOBS[name].module).run(config)
+            return execute(name, options) or DONE
     except ConfigError as error:
         print(f"sif-ray {name}: {error}", file=sys.stderr)
         return WRONG_REQUEST
@@ -86,36 +113,78 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
     except Exception:  # the outermost frame: any other failure is told whole and becomes status 1
         log.exception("sif-ray %s failed", name)
         return FAILED
-    return DONE
+
+
+def execute(name: str, options: argparse.Namespace) -> int | None:
+    """Do what was asked; None = done. Raises what the job raises."""
+    if name in TOOLS:
+        status: int | None = importlib.import_module(TOOLS[name].module).run(options)
+        return status
+    config = configuration.load(name, options.config, options.overrides)
+    if options.dry_run:
+        print("\n\n".join([configuration.to_yaml(config).rstrip(), configuration.describe(config), *plans(config)]))
+    else:
+        importlib.import_module(JOBS[name].module).run(config)
+    return None
 
 
 def plans(config: StageConfig) -> Iterator[str]:
     """What a dry run prints below the settings. Raises `ConfigError` for a plan that cannot work."""
+    if isinstance(config, GenerateConfig):
+        from sif_ray.datagen.preview import preview
+
+        yield preview(config)
     if isinstance(config, QuickstartConfig):
         config = replace(with_paths(config).grpo, policy=config.warmup.policy)  # of the same shape, and there already
     if isinstance(config, GrpoConfig):
         yield describe(config, make_plan(config))
 
 
-def job_parser(name: str) -> argparse.ArgumentParser:
-    """The command line that all jobs share."""
-    job = JOBS[name]
+def choose(family: str, argv: Sequence[str] | None) -> tuple[str, list[str]]:
+    """The job, or the family in `family`, that the first argument names, and the arguments after it."""
+    prefix = f"{family} " if family else ""
+    jobs = {name.removeprefix(prefix): job.summary for name, job in (JOBS | TOOLS).items() if name.startswith(prefix)}
     parser = argparse.ArgumentParser(
-        prog=f"sif-ray {name}",
-        description=f"{job.summary[0].upper()}{job.summary[1:]}.",
-        epilog=(
-            "examples:\n"
-            f"  sif-ray {name} --config configs/{name}.yaml\n"
-            f"  sif-ray {name} --config configs/{name}.yaml {job.override} --dry-run\n"
-            f"  python jobs/{name}.py ...                  the same from a checkout\n\n"
-            "exit status: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted after a clean stop"
-        ),
+        prog=f"sif-ray {family}".rstrip(),
+        usage=f"sif-ray {prefix}JOB [argument ...]   (sif-ray {prefix}JOB --help tells which)",
+        description=__doc__,
+        epilog="jobs:\n" + "\n".join(f"  {name:<13} {summary}" for name, summary in jobs.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    first_words = list(dict.fromkeys(name.split()[0] for name in jobs))
+    parser.add_argument("job", metavar="JOB", choices=first_words, help="one of the jobs below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    return prefix + options.job, options.arguments
+
+
+def job_parser(name: str) -> argparse.ArgumentParser:
+    """The command line of a job with a configuration."""
+    file = f"--config configs/{name}.yaml"
+    parser = _parser(name, JOBS[name].summary, (file, f"{file} {JOBS[name].override} --dry-run"))
     parser.add_argument("--config", metavar="FILE", help="YAML file with the job's settings (default: all defaults)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file, e.g. a.b=1")
     parser.add_argument("--dry-run", action="store_true", help="check and print the settings and the plan, run nothing")
     return parser
+
+
+def tool_parser(name: str) -> argparse.ArgumentParser:
+    """The command line of a tool, whose arguments its module adds."""
+    parser = _parser(name, TOOLS[name].summary, TOOLS[name].examples)
+    importlib.import_module(TOOLS[name].module).add_arguments(parser)
+    return parser
+
+
+def _parser(name: str, summary: str, examples: Sequence[str]) -> argparse.ArgumentParser:
+    script, _, member = name.partition(" ")
+    lines = [f"  sif-ray {name} {arguments}\n" for arguments in examples]
+    lines.append(f"  {f'python jobs/{script}.py {member}'.rstrip()} ...    the same from a checkout\n")
+    return argparse.ArgumentParser(
+        prog=f"sif-ray {name}",
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=f"examples:\n{''.join(lines)}\n{STATUSES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def configure_logging() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import signal
@@ -19,6 +20,13 @@ from sif_ray.config import ConfigError, RewardConfig, load
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 HEAVY = "{'torch', 'ray', 'vllm', 'deepspeed', 'transformers'}"
+SCRIPTS = sorted({name.split()[0] for name in cli.JOBS | cli.TOOLS})
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run has left in the checkout must not matter."""
+    monkeypatch.chdir(tmp_path)
 
 
 def stage_of(config: Path) -> str:
@@ -27,6 +35,14 @@ def stage_of(config: Path) -> str:
     if config.parent.name == "published":
         return "grpo"
     return next((name for name in cli.JOBS if config.stem.startswith(name)), "generate")
+
+
+def install_tool(monkeypatch: pytest.MonkeyPatch, name: str, run: object) -> None:
+    """A tool that takes one argument, in the place of the real one."""
+    module = types.ModuleType("tool_under_test")
+    module.add_arguments = lambda parser: parser.add_argument("thing")  # type: ignore[attr-defined]
+    module.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, cli.TOOLS[name].module, module)
 
 
 def install_stage(monkeypatch: pytest.MonkeyPatch, name: str, run: object) -> None:
@@ -56,12 +72,24 @@ def raising(error: BaseException) -> object:
     ],
     ids=["done", "failed", "wrong request", "interrupted", "SIGTERM"],
 )
-@pytest.mark.parametrize("name", cli.JOBS)
+@pytest.mark.parametrize("name", [*cli.JOBS, *cli.TOOLS])
 def test_exit_status(monkeypatch: pytest.MonkeyPatch, name: str, run: object, status: int) -> None:
-    install_stage(monkeypatch, name, run)
+    arguments = name.split()
+    if name in cli.TOOLS:
+        install_tool(monkeypatch, name, run)
+        arguments.append("thing")
+    else:
+        install_stage(monkeypatch, name, run)
     before = signal.getsignal(signal.SIGTERM)
-    assert cli.main([name]) == status
+    assert cli.main(arguments) == status
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_tool_may_say_that_its_work_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[argparse.Namespace] = []
+    install_tool(monkeypatch, "data inspect", lambda options: seen.append(options) or 1)
+    assert cli.main(["data", "inspect", "runs/data"]) == 1
+    assert seen[0].thing == "runs/data"
 
 
 def test_a_refusal_is_one_line_and_a_failure_is_told_whole(
@@ -80,6 +108,13 @@ def test_a_refusal_is_one_line_and_a_failure_is_told_whole(
     [
         [],
         ["nonsense"],
+        ["data"],
+        ["data", "nonsense"],
+        ["data inspect", "runs/data"],
+        ["data", "inspect"],
+        ["data", "inspect", "runs/data", "--nonsense"],
+        ["data", "inspect", "runs/data"],
+        ["data", "export", "runs/data"],
         ["grpo", "--nonsense"],
         ["grpo", "no_such_key=1"],
         ["grpo", "group_size=many"],
@@ -109,8 +144,24 @@ def test_a_broken_file_is_status_2(tmp_path: Path, content: str) -> None:
 def test_help_lists_the_jobs(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for name, job in cli.JOBS.items():
+    for name, job in (cli.JOBS | cli.TOOLS).items():
         assert name in shown and job.summary in shown
+
+
+def test_the_help_of_a_family_lists_its_members_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["data", "--help"]) == 0
+    jobs = capsys.readouterr().out.partition("jobs:\n")[2]
+    assert [line.split()[0] for line in jobs.splitlines()] == ["convert", "inspect", "export"]
+
+
+@pytest.mark.parametrize("name", cli.TOOLS)
+def test_tool_help_has_examples_that_parse(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*name.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "exit status" in shown
+    for example in cli.TOOLS[name].examples:
+        assert f"sif-ray {name} {example}" in shown
+        cli.tool_parser(name).parse_args(example.split())
 
 
 @pytest.mark.parametrize("name", cli.JOBS)
@@ -183,9 +234,13 @@ def test_a_plan_that_cannot_work_is_status_2_in_a_dry_run(capsys: pytest.Capture
     assert "9 GPUs (4 learner ranks + 5 engines x 1)" in capsys.readouterr().err
 
 
-def test_a_dry_run_imports_nothing_heavy() -> None:
+LIGHT = [["grpo", "--dry-run"], ["generate", "--dry-run"], *([*name.split(), "--help"] for name in cli.TOOLS)]
+
+
+@pytest.mark.parametrize("arguments", LIGHT, ids=" ".join)
+def test_dry_runs_and_help_import_nothing_heavy(arguments: list[str]) -> None:
     program = (
-        "import sys; from sif_ray.cli import main; status = main(['grpo', '--dry-run'])\n"
+        f"import sys; from sif_ray.cli import main; status = main({arguments})\n"
         f"print(status, sorted({HEAVY} & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -196,24 +251,29 @@ def test_a_dry_run_imports_nothing_heavy() -> None:
 
 
 def test_there_is_a_script_for_every_job_and_no_other() -> None:
-    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == set(cli.JOBS)
+    assert sorted(path.stem for path in (ROOT / "jobs").glob("*.py")) == SCRIPTS
 
 
-@pytest.mark.parametrize("name", cli.JOBS)
+@pytest.mark.parametrize("name", [*cli.JOBS, *cli.TOOLS])
 def test_the_script_runs_its_own_job(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    spec = importlib.util.spec_from_file_location(f"job_{name}", ROOT / "jobs" / f"{name}.py")
+    script_name, *arguments = name.split()
+    spec = importlib.util.spec_from_file_location(f"job_{script_name}", ROOT / "jobs" / f"{script_name}.py")
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     seen = []
-    install_stage(monkeypatch, name, seen.append)
-    assert script.main([]) == 0
+    if name in cli.TOOLS:
+        install_tool(monkeypatch, name, seen.append)
+        arguments.append("thing")
+    else:
+        install_stage(monkeypatch, name, seen.append)
+    assert script.main(arguments) == 0
     assert len(seen) == 1
 
 
-@pytest.mark.parametrize("name", cli.JOBS)
-def test_the_stage_of_every_job_exists(name: str) -> None:
-    assert importlib.util.find_spec(cli.JOBS[name].module) is not None
+@pytest.mark.parametrize("name", [*cli.JOBS, *cli.TOOLS])
+def test_the_module_of_every_job_exists(name: str) -> None:
+    assert importlib.util.find_spec((cli.JOBS | cli.TOOLS)[name].module) is not None
 
 
 def test_console_command_and_script_say_the_same(tmp_path: Path) -> None:
