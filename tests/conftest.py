@@ -9,6 +9,9 @@ from collections.abc import Iterator
 
 # Before Ray, vLLM or tokenizers are imported; processes that tests start inherit it.
 os.environ |= {
+    "AWS_ACCESS_KEY_ID": "nobody",  # at the S3 server that tests start; the keys of whoever runs them stay out
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_SECRET_ACCESS_KEY": "nothing",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -7,19 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from sif_ray.config import ConfigError, EngineConfig, EvaluateConfig, RewardConfig
-from sif_ray.datagen.dataset import ACCEPTED, FORMAT, MANIFEST, ROW_SCHEMA
+from sif_ray.datagen.dataset import ACCEPTED, FORMAT, MANIFEST
+from sif_ray.datagen.drafts import Draft, drafts_to_table
 from sif_ray.depth.encoding import depth_png
 from sif_ray.evaluate.metrics import TERMS
 from sif_ray.evaluate.stage import run, table
 from sif_ray.method import rewards
 from sif_ray.method.depth_code import from_disparity
 from sif_ray.observe.jsonl import read
-from sif_ray.records import Sample, sample_to_row
+from sif_ray.records import Sample
 from sif_ray.toyworld.questions import CHANCE, draw_questions
 from sif_ray.toyworld.render import png, render
 from sif_ray.toyworld.scenes import make_scene
@@ -60,8 +60,7 @@ def toy_samples(num_scenes: int) -> list[Sample]:
 
 def write_dataset(folder: Path, samples: list[Sample]) -> str:
     (folder / ACCEPTED).mkdir(parents=True)
-    rows = [{**sample_to_row(sample), "reasons": []} for sample in samples]
-    pq.write_table(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), folder / ACCEPTED / "part-00000.parquet")
+    pq.write_table(drafts_to_table([Draft(sample) for sample in samples]), folder / ACCEPTED / "00000.parquet")
     manifest = {"format": FORMAT, "counts": {"splits": {"heldout": {"accepted": len(samples)}}}}
     (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     return str(folder)

@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sif_ray.datagen.dataset import ACCEPTED, FORMAT, MANIFEST, ROW_SCHEMA
+from sif_ray.datagen.dataset import ACCEPTED, FORMAT, MANIFEST
+from sif_ray.datagen.drafts import Draft, drafts_to_table
 from sif_ray.method import depth_code
-from sif_ray.records import Sample, sample_to_row
+from sif_ray.records import Sample
 from sif_ray.toyworld.questions import draw_questions
 from sif_ray.toyworld.render import png, render
 from sif_ray.toyworld.scenes import make_scene
@@ -19,10 +19,10 @@ from sif_ray.toyworld.scenes import make_scene
 
 def write_dataset(folder: Path, count: int) -> Path:
     """`count` rows in the split "grpo"."""
-    rows = [sample_to_row(sample) | {"reasons": []} for sample in toy_samples(count)]
     (folder / ACCEPTED).mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), folder / ACCEPTED / "part-00000.parquet")
-    manifest = {"format": FORMAT, "counts": {"splits": {"grpo": {"accepted": len(rows)}}}}
+    drafts = [Draft(sample) for sample in toy_samples(count)]
+    pq.write_table(drafts_to_table(drafts), folder / ACCEPTED / "00000.parquet")
+    manifest = {"format": FORMAT, "counts": {"splits": {"grpo": {"accepted": count}}}}
     (folder / MANIFEST).write_text(json.dumps(manifest))
     return folder
 
