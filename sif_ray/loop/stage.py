@@ -41,7 +41,7 @@ from sif_ray.observe.run_folder import RunFolder, kept_to_itself
 from sif_ray.observe.timeline import Timeline
 from sif_ray.observe.trackers import IDS_FILE, check_trackers, open_trackers
 from sif_ray.observe.trail import Trail
-from sif_ray.policy.model import resolve_model
+from sif_ray.policy.check import check_policy, check_training_room
 from sif_ray.records import Sample, ScoredGroup
 from sif_ray.resources.object_store import check_object_store
 from sif_ray.resources.plan import make_plan
@@ -90,7 +90,8 @@ def run(config: GrpoConfig) -> None:
         choose(_read(config, config.eval_split), config.eval_samples, config.seed) if config.eval_every else []
     )
     check_object_store(config, plan.shape.num_parameters if plan.shape else None, samples.values())
-    policy = _find_policy(config)
+    policy = check_policy(config.policy, engine_on_cpu=not config.engine.num_gpus)
+    check_training_room(config.output, policy, config.learner, config.checkpoints_kept)
     check_trackers(config.trackers)
     output = Path(config.output).resolve()  # absolute: actors may have another working directory
     settings = run_settings(replace(config, policy=policy), samples.values())
@@ -293,16 +294,3 @@ def _read(config: GrpoConfig, split: str) -> dict[str, Sample]:
     if blind:
         raise ConfigError(f"data = {config.data}: {len(blind)} rows have no depth image to score with, e.g. {blind[0]}")
     return samples
-
-
-def _find_policy(config: GrpoConfig) -> str:
-    try:
-        folder = Path(resolve_model(config.policy)).resolve()
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"policy = {config.policy!r} is neither a folder nor a model that the hub gives ({type(error).__name__}); "
-            "run the stage warmup first or name a checkpoint folder"
-        ) from error
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"policy = {config.policy!r}: {folder} has no config.json; name a Hugging Face checkpoint")
-    return str(folder)

@@ -9,10 +9,11 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from sif_ray.config import ConfigError
+from sif_ray.config import ConfigError, LearnerConfig
 from sif_ray.policy.model import resolve_model
 from sif_ray.policy.shards import StoredWeights
-from sif_ray.resources.shapes import SHAPES
+from sif_ray.resources.memory import bytes_per_weight, trained_parameters
+from sif_ray.resources.shapes import SHAPES, find_shape
 
 IMAGE_TOKEN = "<|image_pad|>"
 # Each needs one of its sets of files.
@@ -60,6 +61,15 @@ def check_room(output: str | Path, num_bytes: float, field: str = "output") -> N
             f"{field} = {str(output)!r}: {num_bytes / 1e9:.1f} GB are to be written, {place} has {free / 1e9:.1f} GB "
             "free; choose another disk or make room"
         )
+
+
+def check_training_room(output: str, policy: str, learner: LearnerConfig, checkpoints_kept: int) -> None:
+    """`check_room` for the policy and its checkpoints, with 12 bytes per trained weight (float32 and Adam's moments);
+    one more than are kept is there while the newest is being written."""
+    shape, _ = find_shape(policy)
+    if shape is not None:
+        states = 12 * trained_parameters(shape, learner) * (checkpoints_kept + 1)
+        check_room(output, states + bytes_per_weight(learner) * shape.num_parameters)
 
 
 def read_config(folder: Path, field: str) -> dict[str, Any]:

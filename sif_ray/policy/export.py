@@ -207,11 +207,10 @@ def _write_config(folder: Path, config: dict[str, Any], dtype: str) -> None:
 
 def _write_universal(checkpoint: Path, output: Path) -> None:
     """DeepSpeed's own conversion: one file per weight and optimiser state, whatever the number of ranks was."""
-    from deepspeed.checkpoint import ds_to_universal
-
     from sif_ray.policy.check import check_room
     from sif_ray.policy.model import unfinished
     from sif_ray.policy.trained_weights import find_learner
+    from sif_ray.policy.universal import to_universal
 
     learner = find_learner(checkpoint)
     if learner is None:
@@ -222,17 +221,7 @@ def _write_universal(checkpoint: Path, output: Path) -> None:
     size = sum(file.stat().st_size for file in (learner / tag).iterdir())
     check_room(output, 2 * size, "--output")  # the conversion keeps its fragments until it is done
     with unfinished(output) as folder:
-        ds_to_universal.main(
-            argparse.Namespace(
-                input_folder=str(learner / tag),
-                output_folder=str(folder / tag),
-                num_extract_workers=UNIVERSAL_WORKERS,
-                num_merge_workers=UNIVERSAL_WORKERS,
-                keep_temp_folder=False,
-                strict=True,
-                inject_missing_state=True,
-            )
-        )
+        to_universal(learner / tag, folder / tag, UNIVERSAL_WORKERS)
         for name in ("latest", "latest_universal"):
             (folder / name).write_text(tag, encoding="utf-8")
         for file in (learner / tag).glob("rank*.pt"):
