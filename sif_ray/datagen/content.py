@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from sif_ray.config import ConfigError, GenerateConfig
-from sif_ray.storage import reach
+from sif_ray.config import GenerateConfig
+from sif_ray.datagen.source.rows import InputFile, input_files
 
 VERSION = 1
 """Of the code that makes rows. One more when equal configurations give other rows: sentences, prompts, checks."""
@@ -33,13 +33,13 @@ _JUDGE_KEYS = ("kind", "model", "with_image")
 
 
 def content_of(config: GenerateConfig) -> dict[str, Any]:
-    """The keys that say what is made, not where and how fast; files and weights by what is in them.
+    """The keys that say what is made, not where and how fast; input files and weights by what is in them.
 
     Pictures count by their place alone: there may be a million of them. Raises `ConfigError` for an input file that is
     not there.
     """
     content: dict[str, Any] = {"version": VERSION, **{name: getattr(config, name) for name in _KEYS}}
-    content["input"] = {place: fingerprint(place) for place in config.input}
+    content["input"] = [fingerprint(file) for file in input_files(config.input)]
     content["select"] = asdict(config.select)
     content["depth_model"] = {"name": config.depth_model, "weights": _weights_hash(config.depth_model)}
     if config.source == "toyworld":
@@ -68,15 +68,13 @@ def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str
     return found
 
 
-def fingerprint(place: str) -> str:
+def fingerprint(file: InputFile) -> str:
     """Of a local file the hash of its bytes, as copies get other times; of an object its size and the time of its
     upload, as it cannot change without another upload and may be too far away to be read twice."""
-    filesystem, found = reach(place, "input")
-    if found.type != pafs.FileType.File:
-        raise ConfigError(f"input = {place!r}: no such file")
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        return _file_hash(Path(found.path))
-    return f"{found.size} bytes of {found.mtime_ns}"
+    if isinstance(file.filesystem, pafs.LocalFileSystem):
+        return _file_hash(Path(file.path))
+    info = file.filesystem.get_file_info(file.path)
+    return f"{info.size} bytes of {info.mtime_ns}"
 
 
 def _weights_hash(model: str) -> str:
