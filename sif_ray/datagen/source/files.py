@@ -47,6 +47,7 @@ class FileSource:
     profile: str
 
     def annotations(self) -> Iterator[Annotation]:
+        self.pictures.check()
         for file in input_files(self.input):
             yield from coco_annotations(file) if self.format == "coco" else self._row_annotations(file)
 

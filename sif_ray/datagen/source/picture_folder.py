@@ -7,21 +7,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from sif_ray.config import ConfigError
 from sif_ray.datagen import pictures
 from sif_ray.datagen.pictures import PhotoError
-from sif_ray.storage import Folder
+from sif_ray.storage import Folder, reach
 
 
 @dataclass(frozen=True)
 class PictureFolder:
     """Where pictures lie. A name leads to nothing outside of it."""
 
-    place: str  # folder or URL; "" = the names are paths or URLs themselves
+    place: str  # absolute path or URL; "" = the names are paths or URLs themselves
+
+    @classmethod
+    def of(cls, images: str) -> PictureFolder:
+        """The folder of the key `images`; a relative path begins where this process works, wherever a worker is."""
+        is_path = images and "://" not in images
+        return cls(str(Path(images).expanduser().absolute()) if is_path else images)
+
+    def check(self) -> None:
+        """Raise `ConfigError` where there is no such folder."""
+        if self.place and reach(self.place, "images")[1].type != pafs.FileType.Directory:
+            raise ConfigError(f"images = {self.place!r}: there is no such folder")
 
     def read(self, name: str, kind: str = "image") -> bytes:
         """A picture as it came.
