@@ -5,20 +5,46 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from sif_ray.judge.exact import ExactMatchJudge
 from sif_ray.method.boxes import FULL_IMAGE, Box, BoxError, is_box
 from sif_ray.method.depth_code import checked_box_mean
 from sif_ray.method.profile import resolve
-from sif_ray.method.trace import AreaBox, TraceError, parse
+from sif_ray.method.trace import AreaBox, Reason, TraceError, find_answer, parse
 from sif_ray.records import Sample
 
+EXPLANATIONS = {
+    "boxes_invalid": "the evidence boxes are no boxes in the image",
+    "first_frame_not_whole_image": "the first area is not the whole image",
+    "boxes_not_schedule": "the boxes of the areas are not the given boxes in the given order",
+    "last_boxes_not_evidence": "the boxes of the last area are not those of the evidence",
+    "depth_not_box_mean": "the depth of a box is not the given one",
+    "answer_not_truth": "the answer is not the given answer",
+    "teacher_cut": "it was cut off because it is too long",
+    **{f"trace_{reason}": reason.explanation for reason in Reason},
+}
+"""What the words of `faults` mean, and the further one that a teacher is told."""
+
+_TEXT = ExactMatchJudge()
 _SLACK = 1e-9
 
 
 def faults(sample: Sample, depth_rel: npt.NDArray[np.float64], decimals: int) -> list[str]:
     """Stable words for everything wrong with a row; empty = accepted. `depth_rel` is (H, W), 0 = near.
 
+    Beside `form_faults`: the answer is the truth, both compared as text (sif_ray.judge.exact).
+    """
+    found = form_faults(sample, depth_rel, decimals)
+    answer = find_answer(sample.trace)
+    if answer is not None and not _TEXT.same(sample.question, sample.answer, answer):
+        found.append("answer_not_truth")
+    return found
+
+
+def form_faults(sample: Sample, depth_rel: npt.NDArray[np.float64], decimals: int) -> list[str]:
+    """What is wrong with a row whatever its answer says.
+
     The trace parses in the sample's profile; it starts with the whole image; its boxes are the forward frames; the last
-    ones are the evidence, up to rounding; every depth is the mean of its box, up to rounding; its answer is the truth.
+    ones are the evidence, up to rounding; every depth is the mean of its box, up to rounding.
     """
     found = []
     if not sample.boxes or not all(map(is_box, sample.boxes)):
@@ -36,8 +62,6 @@ def faults(sample: Sample, depth_rel: npt.NDArray[np.float64], decimals: int) ->
         found.append("last_boxes_not_evidence")
     if not all(_depth_right(box, depth_rel, decimals) for step in trace.steps for box in step.boxes):
         found.append("depth_not_box_mean")
-    if trace.answer.casefold() != sample.answer.strip().casefold():
-        found.append("answer_not_truth")
     return found
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from sif_ray.config import GenerateConfig
 from sif_ray.datagen.checks import faults
 from sif_ray.datagen.drafts import Draft
 from sif_ray.datagen.teacher import write_trace
+from sif_ray.depth.encoding import read_gray
 from sif_ray.method.boxes import Box, BoxError, is_box
 from sif_ray.method.depth_code import checked_box_mean
 from sif_ray.method.expansion import forward_frames
@@ -47,7 +46,7 @@ class TemplateTraces:
         names = draft.names or (ANY_NAME,) * len(draft.sample.boxes)
         if len(names) != len(draft.sample.boxes):
             return draft.refused("names_not_per_box")
-        depth_rel = read_depth_gray(draft.depth_gray)
+        depth_rel = read_gray(draft.depth_gray)
         areas = areas_of(draft.sample.frames, depth_rel)
         try:
             trace = write_trace(areas, names, draft.sample.answer, self._config.decimals)
@@ -65,10 +64,9 @@ def with_frames(draft: Draft, config: GenerateConfig) -> Draft:
     sample = draft.sample
     if draft.reasons:
         return draft
-    missing = [f"{name}_empty" for name in ("question", "answer") if not getattr(sample, name).strip()]
-    missing += [] if sample.boxes else ["boxes_missing"]
-    if missing:
-        return draft.refused(*missing)
+    empty = [f"{name}_empty" for name in ("question", "answer") if not getattr(sample, name).strip()]
+    if empty:
+        return draft.refused(*empty)
     rng = sample_rng(config.seed, sample.sample_id)
     try:
         made = forward_frames(sample.boxes, sample.width, sample.height, rng, config.profile)
@@ -84,12 +82,6 @@ def sample_rng(seed: int, sample_id: str) -> np.random.Generator:
     """The same numbers for a row wherever and whenever it is made."""
     digest = hashlib.blake2b(f"{seed}/{sample_id}".encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest))
-
-
-def read_depth_gray(encoded: bytes) -> npt.NDArray[np.float64]:
-    """depth_rel, (H, W) in [0, 1], of a draft's `depth_gray`."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        return np.asarray(image) / 255.0
 
 
 def areas_of(frames: Sequence[Sequence[Box]], depth_rel: npt.NDArray[np.float64]) -> Areas:

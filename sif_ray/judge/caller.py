@@ -44,7 +44,7 @@ class Call(Generic[T]):
 class Caller:
     """One worker's calls of one endpoint. For one event loop.
 
-    With a `ping`, a request that the model can always answer, an outage is never laid at a call's door: while the
+    With a `ping`, something that the model can always answer, an outage is never laid at a call's door: while the
     breaker is open the ping alone is sent; a call gives up only after the model has answered somebody between its first
     attempt and its last; and a model that asks for patience (429) is waited for, which is none of a call's retries.
     """
@@ -56,7 +56,7 @@ class Caller:
         api_key: str,
         audit: Path,
         num_workers: int,
-        ping: Mapping[str, Any] | None = None,
+        ping: Call[Any] | None = None,
     ) -> None:
         """Append every attempt to the file `audit`. `name`, e.g. "judge", is that of log lines and metrics.
 
@@ -69,7 +69,7 @@ class Caller:
         failures = min(config.breaker_failures, config.max_retries + 1) if ping else config.breaker_failures
         self._breaker = Breaker(name, failures, config.breaker_cooldown_s)
         self._audit = jsonl.open_for_append(audit)
-        self._ping = Call(lambda: ping, lambda completion: None, {"key": "ping"}) if ping else None
+        self._ping = ping
         self._answered_s = 0.0  # monotonic clock: when any call was last answered
         self.meter = Meter(name, config.usd_per_million_tokens)
 
@@ -115,7 +115,7 @@ class Caller:
                     if self._left_s(asked_s) <= 0:
                         raise EndpointDown(error.reason, error.detail) from error
 
-    async def _probe(self, ping: Call[None], asked_s: float) -> None:
+    async def _probe(self, ping: Call[Any], asked_s: float) -> None:
         try:
             await self._ask(ping, 1, asked_s)
         except CallError as error:

@@ -64,6 +64,7 @@ class ChatClient:
     def __init__(self, base_url: str, api_key: str, timeout_s: float) -> None:
         """`api_key` = "" where the server wants none; `timeout_s` is that of a whole attempt."""
         self._client = AsyncOpenAI(base_url=base_url, api_key=api_key or "none", max_retries=0, timeout=timeout_s)
+        self._api_key = api_key
         self._timeout_s = timeout_s
 
     async def complete(self, request: Mapping[str, Any]) -> Completion:
@@ -74,7 +75,8 @@ class ChatClient:
         except TimeoutError as error:
             raise _down("timeout", f"no reply within {self._timeout_s:g} s") from error
         except APIStatusError as error:
-            raise _of_status(error) from error
+            # Without the cause: some servers repeat the key that they refuse.
+            raise _of_status(error, self._without_key(error.message)) from None
         except APIConnectionError as error:
             raise _down("connection", repr(error.__cause__ or error)) from error
         except (APIResponseValidationError, ValueError) as error:
@@ -95,13 +97,16 @@ class ChatClient:
         """Close the connections."""
         await self._client.close()
 
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._api_key, "<key>") if self._api_key else text
+
 
 def _down(reason: str, detail: str) -> CallError:
     return CallError(reason, detail, retry=True, down=True)
 
 
-def _of_status(error: APIStatusError) -> CallError:
-    status, detail = error.status_code, f"HTTP {error.status_code}: {error.message}"[:500]
+def _of_status(error: APIStatusError, message: str) -> CallError:
+    status, detail = error.status_code, f"HTTP {error.status_code}: {message}"[:500]
     if status in _ABOUT_THE_ITEM:
         return CallRefused(f"HTTP {status}", detail)
     return CallError(

@@ -6,7 +6,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from sif_ray.config import ConfigError, JudgeConfig
+from sif_ray.config import ConfigError, EndpointConfig, JudgeConfig
 from sif_ray.judge.exact import ExactMatchJudge
 from sif_ray.judge.outcome import Judge
 
@@ -20,7 +20,7 @@ def make_judge(config: JudgeConfig, folder: Path, worker: str = "0", num_workers
         return ExactMatchJudge()
     from sif_ray.judge.llm import LlmJudge  # here, because it takes a second to import
 
-    return LlmJudge(config, _api_key(config), folder, worker, num_workers)
+    return LlmJudge(config, read_api_key(config, "judge"), folder, worker, num_workers)
 
 
 def check_judge(config: JudgeConfig) -> None:
@@ -29,15 +29,19 @@ def check_judge(config: JudgeConfig) -> None:
         return
     from sif_ray.judge.llm import check
 
-    asyncio.run(check(config, _api_key(config)))
+    asyncio.run(check(config, read_api_key(config, "judge")))
 
 
-def _api_key(config: JudgeConfig) -> str:
+def read_api_key(config: EndpointConfig, block: str) -> str:
+    """The key in the variable that `config` names, "" where it names none; `block` is its place in a configuration.
+
+    Raises `ConfigError` when the environment lacks the variable.
+    """
     if not config.api_key_env:
         return ""
     key = os.environ.get(config.api_key_env, "")
     if not key:
         raise ConfigError(
-            f"judge.api_key_env = {config.api_key_env!r}: this environment variable is not set; put the key into it"
+            f"{block}.api_key_env = {config.api_key_env!r}: this environment variable is not set; put the key into it"
         )
     return key

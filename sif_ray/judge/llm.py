@@ -56,7 +56,7 @@ from sif_ray.judge.cache import ScoreCache
 from sif_ray.judge.caller import Call, Caller, ask_before_a_run
 from sif_ray.judge.client import CallError, CallRefused, Completion, image_part
 from sif_ray.judge.outcome import Abstained, Failed, Outcome, Scored
-from sif_ray.judge.reply import RESPONSE_FORMAT, read_score
+from sif_ray.judge.reply import CUT_REPLY, RESPONSE_FORMAT, UNREADABLE_REPLY, read_score
 from sif_ray.method.prompts import judge_system, judge_user
 
 
@@ -158,11 +158,11 @@ class LlmJudge:
 def score_of(completion: Completion) -> float:
     """The score in a reply. Raises `CallError`, worth a retry, where there is none or the reply is cut."""
     if completion.finish_reason == "length":
-        raise CallError("cut reply", f"judge.max_tokens reached: {completion.text[:200]!r}", retry=True)
+        raise CallError(CUT_REPLY, f"judge.max_tokens reached: {completion.text[:200]!r}", retry=True)
     try:
         return read_score(completion.text)
     except ValueError as error:
-        raise CallError("unreadable reply", str(error), retry=True) from error
+        raise CallError(UNREADABLE_REPLY, str(error), retry=True) from error
 
 
 async def check(config: JudgeConfig, api_key: str) -> None:

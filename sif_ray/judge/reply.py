@@ -21,6 +21,9 @@ RESPONSE_FORMAT: dict[str, Any] = {
 }
 """`response_format` of a chat completion. Servers without structured output ignore it; hence `read_score`."""
 
+CUT_REPLY, UNREADABLE_REPLY = "cut reply", "unreadable reply"
+"""Why a reply holds no score: reasons of a `CallError` and of an `sif_ray.judge.outcome.Failed`."""
+
 _FENCED = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
 
 

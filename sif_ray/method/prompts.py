@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from sif_ray.method.trace import AreaBox, Step, Trace, render_area
+from sif_ray.method.trace import DECIMALS, AreaBox, Step, Trace, render_area
 
 _SUFFIX = (
     " Please first output the thinking process in <think> </think> tags, where bounding box{with_depth} is enclosed in"
@@ -52,31 +52,53 @@ def user_content(question: str, *, depth_image: bool = True, with_depth_words: b
     ]
 
 
-def teacher_system(question: str, answer: str) -> str:
-    """System message of the teacher, who knows the answer and writes the thinking that leads to it."""
+def teacher_system(question: str, answer: str, decimals: int = DECIMALS) -> str:
+    """System message of the teacher, who knows the answer and writes the thinking that leads to it (paper: "forward
+    inference")."""
     return (
         "You write training data for a model that thinks with its eyes. You get one photo several times, each time with"
         " another region framed in green: first the original image, then ever closer to the regions of interest. Follow"
         " these regions in the order given. For each of them write its normalized bounding boxes and their normalized"
-        " depth as a JSON list, all numbers with 3 decimals, inside <area> </area>, then describe inside <text> </text>"
-        " what you see there and think aloud about what it means for the question, as a monologue that is led from one"
-        " region to the next. A region may turn out not to matter: say so and look on. Depth is relative to the image:"
-        " 0 is the nearest point, 1 the farthest. Put all of this inside <think> </think> and the final result inside"
-        " <answer> </answer>. Output nothing else, and wrap the output in three backticks.\n"
+        f" depth as a JSON list, all numbers with {decimals} decimals, inside <area> </area>, then describe inside"
+        " <text> </text> what you see there and think aloud about what it means for the question, as a monologue that"
+        " is led from one region to the next. A region may turn out not to matter: say so and look on. Depth is"
+        " relative to the image: 0 is the nearest point, 1 the farthest. Put all of this inside <think> </think> and"
+        " the final result inside <answer> </answer>. Output nothing else, and wrap the output in three backticks.\n"
         f"The prompt is {question}, and the final gt answer is {answer}. Never mention that you were told the answer.\n"
-        f"An example of the output, for a question about the mug beside the plant:\n```\n{_TEACHER_EXAMPLE}\n```"
+        "An example of the output, for a question about the mug beside the plant:\n"
+        f"```\n{_TEACHER_EXAMPLE.render(decimals)}\n```"
     )
 
 
-def teacher_frame_text(boxes_with_depth: Sequence[AreaBox]) -> str:
-    """What the teacher reads before the photo on which this frame's boxes are drawn.
+def teacher_frame_text(boxes_with_depth: Sequence[AreaBox], decimals: int = DECIMALS) -> str:
+    """What the teacher reads before the photo on which this frame's boxes are drawn (paper: "forward inference").
 
     Raises:
         TraceError: if a box has no depth.
     """
     return (
         "Focus on the region with the normalized bounding box with normalized depth of"
-        f" {render_area(boxes_with_depth)}, as shown by the green box in the image below."
+        f" {render_area(boxes_with_depth, decimals)}, as shown by the green box in the image below."
+    )
+
+
+def teacher_content(areas: Sequence[Sequence[AreaBox]], decimals: int = DECIMALS) -> list[ContentPart]:
+    """Chat content of the teacher's user turn: for each forward frame its text, then the place of its photo (paper:
+    "forward inference"). The depth image is not shown.
+
+    Raises:
+        TraceError: if a box has no depth.
+    """
+    return [part for area in areas for part in (_text(teacher_frame_text(area, decimals)), {"type": "image"})]
+
+
+def teacher_repair(faults: Sequence[str]) -> str:
+    """What the teacher reads after a reply that cannot be used. ``faults`` say in words what is wrong with it."""
+    listed = "\n".join(f"- {fault}" for fault in faults)
+    return (
+        f"This output cannot be used:\n{listed}\nWrite the whole output again, in the same form. Give one <area> and"
+        " one <text> for each region, in the order in which they were shown, with exactly the boxes and depths that"
+        " were stated above the photos, and end with the given answer."
     )
 
 
@@ -122,4 +144,4 @@ _TEACHER_EXAMPLE = Trace(
         Step((AreaBox((0.34, 0.58, 0.47, 0.79), 0.312),), "It is a mug, nearer than the plant's pot, and it is blue."),
     ),
     answer="Blue",
-).render()
+)

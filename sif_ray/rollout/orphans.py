@@ -31,6 +31,18 @@ def end_with_owner() -> None:
     threading.Thread(target=_wait_and_end, args=(watched, engine_core), name="engine-owner", daemon=True).start()
 
 
+def end_group_with_owner() -> None:
+    """The same for the leader of a process group: the whole group ends. Call it before the leader starts others."""
+    watched = _open(int(os.environ[OWNER_VARIABLE]))
+
+    def wait_and_end() -> None:
+        if watched is not None:
+            select.select([watched], [], [])
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=wait_and_end, name="group-owner", daemon=True).start()
+
+
 def _open(pid: int) -> int | None:
     try:
         return os.pidfd_open(pid)

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from judge_servers import FaultyProxy, SmallJudge, served
+from faulty_http import FaultyProxy, served
+from judge_servers import SmallJudge
 from PIL import Image
 
 from sif_ray.config import JudgeConfig

@@ -10,7 +10,8 @@ import json
 import time
 
 import pytest
-from judge_servers import FAULTS, SmallJudge, closeness, served
+from faulty_http import FAULTS, served
+from judge_servers import SmallJudge, closeness
 
 from sif_ray.config import ConfigError, JudgeConfig
 from sif_ray.judge.client import retry_after_s

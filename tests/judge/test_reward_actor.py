@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import ray
-from judge_servers import SmallJudge, closeness, served
+from faulty_http import served
+from judge_servers import SmallJudge, closeness
 from PIL import Image
 
 from sif_ray.config import GrpoConfig, JudgeConfig

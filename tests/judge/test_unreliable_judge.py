@@ -11,7 +11,8 @@ import time
 
 import numpy as np
 import pytest
-from judge_servers import at_random, closeness
+from faulty_http import at_random
+from judge_servers import closeness
 from PIL import Image
 
 from sif_ray.config import RewardConfig

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from judge_servers import FaultyProxy, at_random, served
+from faulty_http import FaultyProxy, at_random, served
 from PIL import Image
 
 from sif_ray.config import JudgeConfig
