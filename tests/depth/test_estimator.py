@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import logging
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sif_ray.depth.encoding import depth_png
 from sif_ray.depth.estimator import DepthEstimator
-from sif_ray.method.depth_code import box_mean, decode, from_disparity
+from sif_ray.method.depth_code import box_mean, from_disparity
 from sif_ray.toyworld.render import render
 from sif_ray.toyworld.scenes import make_scene
 
@@ -50,12 +49,6 @@ def test_photos_of_any_size_come_back_in_order_and_in_their_own_size(estimator):
         assert 0 <= depth.min() <= depth.max() <= 1
 
 
-def test_the_png_holds_the_map_in_256_steps():
-    depth_rel = np.linspace(0, 1, 48).reshape(6, 8)
-    back = decode(np.asarray(Image.open(io.BytesIO(depth_png(depth_rel)))))
-    np.testing.assert_allclose(back, depth_rel, atol=0.5 / 255 + 1e-9)
-
-
 def test_no_photos_are_no_maps(estimator):
     assert estimator.estimate([]) == []
 
@@ -69,3 +62,30 @@ def test_the_model_is_named_after_its_folder_and_a_non_commercial_licence_is_tol
     with caplog.at_level(logging.WARNING):
         assert DepthEstimator(str(large)).name == large.name
     assert "CC-BY-NC-4.0" in caplog.text
+
+
+def test_the_identity_is_that_of_the_weights_and_of_the_preparation(estimator, tmp_path):
+    from sif_ray.toyworld.assets import path
+
+    assert DepthEstimator("toy").identity == estimator.identity
+    assert estimator.identity.startswith("tiny_depth-")
+    other = tmp_path / "tiny_depth"
+    shutil.copytree(path("tiny_depth"), other)
+    assert DepthEstimator(str(other)).identity == estimator.identity
+    settings = other / "preprocessor_config.json"
+    settings.write_text(settings.read_text().replace('"ensure_multiple_of": 7', '"ensure_multiple_of": 14'))
+    assert DepthEstimator(str(other)).identity != estimator.identity
+
+
+def test_photos_of_one_shape_are_one_batch_on_a_gpu_and_come_back_as_from_one_pass(estimator, monkeypatch):
+    """The batches are a GPU's; what runs them here is the CPU."""
+    batched = DepthEstimator("toy", batch_size=2)
+    monkeypatch.setattr(batched, "_batch_size", 2)
+    sizes = []
+    estimate_batch = batched._estimate_batch
+    monkeypatch.setattr(batched, "_estimate_batch", lambda inputs: sizes.append(len(inputs)) or estimate_batch(inputs))
+    photos = [Image.fromarray(render(make_scene(seed)).rgb) for seed in range(5)]
+    found = batched.estimate(photos)
+    assert sizes == [2, 2, 1]
+    for depth_rel, expected in zip(found, estimator.estimate(photos), strict=True):
+        np.testing.assert_allclose(depth_rel, expected, atol=1e-5)
