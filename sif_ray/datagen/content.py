@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,13 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from sif_ray.config import GenerateConfig
+from sif_ray.datagen.checks import EXPLANATIONS
+from sif_ray.datagen.dataset import DatasetError
 from sif_ray.datagen.source.rows import InputFile, input_files
+from sif_ray.method import prompts
+from sif_ray.method.boxes import FULL_IMAGE
+from sif_ray.method.trace import AreaBox
+from sif_ray.storage import Folder
 
 VERSION = 1
 """Of the code that makes rows. One more when equal configurations give other rows: sentences, prompts, checks."""
@@ -48,6 +54,7 @@ def content_of(config: GenerateConfig) -> dict[str, Any]:
     if config.teacher.kind != "template":
         content["teacher"] = {name: getattr(config.teacher, name) for name in _TEACHER_KEYS}
         content["judge"] = {name: getattr(config.judge, name) for name in _JUDGE_KEYS}
+        content["prompts"] = _hash_of_texts(_prompts(config.decimals))
     return content
 
 
@@ -68,6 +75,16 @@ def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str
     return found
 
 
+def refuse_other_content(folder: Folder, found: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+    """Raise `DatasetError` unless `found`, a plan or manifest in `folder`, is of `content` (`content_of`)."""
+    if found["config_hash"] != hash_of(content):
+        keys = ", ".join(differing_keys(found["content"], content))
+        raise DatasetError(
+            f"output = {folder.url!r} holds rows of another configuration: {keys} differ; choose another output or "
+            "delete the folder"
+        )
+
+
 def fingerprint(file: InputFile) -> str:
     """Of a local file the hash of its bytes, as copies get other times; of an object its size and the time of its
     upload, as it cannot change without another upload and may be too far away to be read twice."""
@@ -77,11 +94,23 @@ def fingerprint(file: InputFile) -> str:
     return f"{info.size} bytes of {info.mtime_ns}"
 
 
+def _prompts(decimals: int) -> Iterator[str]:
+    """All that a teacher and a judge are told, about a row without words."""
+    yield prompts.teacher_system("", "", decimals)
+    yield from (part.get("text", "") for part in prompts.teacher_content([[AreaBox(FULL_IMAGE, 0.5)]], decimals))
+    yield prompts.teacher_repair(list(EXPLANATIONS.values()))
+    yield prompts.judge_system()
+    yield prompts.judge_user("", "", "")
+
+
 def _weights_hash(model: str) -> str:
     from sif_ray.depth.checkpoint import resolve_model
 
-    hashes = [_file_hash(path) for path in sorted(Path(resolve_model(model)).glob("*.safetensors"))]
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return _hash_of_texts(_file_hash(path) for path in sorted(Path(resolve_model(model)).glob("*.safetensors")))
+
+
+def _hash_of_texts(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def _file_hash(path: Path) -> str:

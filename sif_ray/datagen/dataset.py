@@ -11,14 +11,12 @@ subsets.json           named lists of accepted rows; with it the released layout
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow.dataset as pads
 
 from sif_ray.config import ConfigError
-from sif_ray.datagen.content import differing_keys, hash_of
 from sif_ray.datagen.drafts import DRAFT_SCHEMA
 from sif_ray.records import SAMPLE_SCHEMA, Sample, sample_from_row
 from sif_ray.storage import Folder
@@ -88,16 +86,6 @@ def read_rejected(place: Place) -> list[tuple[Sample, tuple[str, ...]]]:
     rows = _rows(folder, REJECTED).to_table().to_pylist() if folder.exists(REJECTED) else []
     found = [(sample_from_row(row), tuple(row["reasons"])) for row in rows]
     return sorted(found, key=lambda item: item[0].sample_id)
-
-
-def refuse_other_content(folder: Folder, found: Mapping[str, Any], content: Mapping[str, Any]) -> None:
-    """Raise `DatasetError` unless `found`, a plan or manifest in `folder`, is of `content` (`content_of`)."""
-    if found["config_hash"] != hash_of(content):
-        keys = ", ".join(differing_keys(found["content"], content))
-        raise DatasetError(
-            f"output = {folder.url!r} holds rows of another configuration: {keys} differ; choose another output or "
-            "delete the folder"
-        )
 
 
 def _rows(folder: Folder, kind: str) -> pads.Dataset:

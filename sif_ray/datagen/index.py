@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from sif_ray.config import ConfigError, GenerateConfig
 from sif_ray.datagen.annotations import ANNOTATION_SCHEMA, Annotation, annotation_from_row, annotation_to_row
-from sif_ray.datagen.content import hash_of
-from sif_ray.datagen.dataset import FORMAT, INDEX, PLAN, refuse_other_content
+from sif_ray.datagen.content import hash_of, refuse_other_content
+from sif_ray.datagen.dataset import FORMAT, INDEX, PLAN
 from sif_ray.datagen.shards import shard_name, table_bytes
 from sif_ray.observe.progress import Progress
 from sif_ray.storage import Folder

@@ -95,11 +95,11 @@ def _pipeline(source: Source, todo: list[int], config: GenerateConfig, folder: F
 
 
 def shards_under_way(config: GenerateConfig) -> int:
-    """Shards that one actor of a teacher works on at a time, so that its requests never wait for a straggler's shard.
+    """Shards that one actor of a teacher works on at a time: the rows of one that waits for a last reply leave room.
 
     Ray Data runs the calls of an asynchronous stage in one event loop, so that one limit holds for all of them.
     """
-    return math.ceil(config.teacher.max_concurrency / config.rows_per_shard) + SPARE_SHARDS
+    return math.ceil(config.teacher.max_concurrency / config.teacher.actors_max / config.rows_per_shard) + SPARE_SHARDS
 
 
 def teacher_resources(teacher: TeacherConfig) -> dict[str, Any]:
@@ -117,10 +117,10 @@ def _resources(num_cpus: float, num_gpus: float) -> dict[str, Any]:
 def _load(table: pa.Table, source: Source, todo: list[int], config: GenerateConfig, folder: Folder) -> pa.Table:
     shard = todo[table["id"][0].as_py()]
     if shards.is_done(folder, shard):  # Ray makes a lost result again: `_commit` has it without the work between
-        return _pack(shard, [])
+        return pack(shard, [])
     with ThreadPoolExecutor(READERS) as pool:
         drafts = pool.map(lambda annotation: open_draft(source, annotation, config.profile), read_shard(folder, shard))
-        return _pack(shard, list(drafts))
+        return pack(shard, list(drafts))
 
 
 class _Depth:
@@ -128,30 +128,30 @@ class _Depth:
         self._add_depth = AddDepth(config)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        shard, drafts = _unpack(table)
-        return _pack(shard, self._add_depth(drafts))
+        shard, drafts = unpack(table)
+        return pack(shard, self._add_depth(drafts))
 
 
 def _template_traces(table: pa.Table, config: GenerateConfig) -> pa.Table:
-    shard, drafts = _unpack(table)
-    return _pack(shard, TemplateTraces(config)(drafts))
+    shard, drafts = unpack(table)
+    return pack(shard, TemplateTraces(config)(drafts))
 
 
 class _ModelTraces:
     def __init__(self, config: GenerateConfig) -> None:
-        from sif_ray.datagen.traces import ModelTraces
+        from sif_ray.datagen.model_traces import ModelTraces
 
         self._traces = ModelTraces(config)
 
     async def __call__(self, table: pa.Table) -> pa.Table:
-        shard, drafts = _unpack(table)
-        return _pack(shard, await self._traces(drafts))
+        shard, drafts = unpack(table)
+        return pack(shard, await self._traces(drafts))
 
 
 def _commit(table: pa.Table, folder: Folder) -> pa.Table:
     import ray
 
-    shard, drafts = _unpack(table)
+    shard, drafts = unpack(table)
     sample_ids = [annotation.sample_id for annotation in read_shard(folder, shard)]
     summary = shards.commit(folder, shard, drafts, sample_ids)
     node_id = ray.get_runtime_context().get_node_id()
@@ -195,12 +195,12 @@ def _draft(
     return draft if len(boxes) == len(annotation.boxes) else draft.refused("boxes_invalid")
 
 
-def _pack(shard: int, drafts: list[Draft]) -> pa.Table:
+def pack(shard: int, drafts: list[Draft]) -> pa.Table:
     rows = drafts_to_table(drafts).to_struct_array().combine_chunks()
     return pa.table([pa.array([shard]), pa.ListArray.from_arrays([0, len(drafts)], rows)], schema=_SHARD_SCHEMA)
 
 
-def _unpack(table: pa.Table) -> tuple[int, list[Draft]]:
+def unpack(table: pa.Table) -> tuple[int, list[Draft]]:
     (shard,) = table["shard"].to_pylist()  # never two: a shard is one row of the pipeline
     rows = table["drafts"].combine_chunks().flatten()
     return shard, drafts_from_table(pa.Table.from_struct_array(rows))

@@ -20,7 +20,8 @@ from typing import Any
 
 from sif_ray.config import ConfigError, GenerateConfig
 from sif_ray.datagen import index, pipeline, shards
-from sif_ray.datagen.content import content_of, hash_of
+from sif_ray.datagen.chat_teacher import check_teacher
+from sif_ray.datagen.content import content_of, hash_of, refuse_other_content
 from sif_ray.datagen.counts import Counts
 from sif_ray.datagen.dataset import (
     ACCEPTED,
@@ -30,13 +31,13 @@ from sif_ray.datagen.dataset import (
     PLAN,
     DatasetError,
     read_manifest,
-    refuse_other_content,
 )
 from sif_ray.datagen.index import Plan
 from sif_ray.datagen.published import publish
 from sif_ray.datagen.selection import select
 from sif_ray.datagen.shards import Summary
 from sif_ray.datagen.source import make_source
+from sif_ray.judge.factory import check_judge
 from sif_ray.observe.progress import Progress
 from sif_ray.observe.run_folder import environment, kept_to_itself
 from sif_ray.runtime import ray_session
@@ -63,23 +64,24 @@ def run(config: GenerateConfig) -> None:
     folder.check_writable("output")
     with _sole_run(folder):
         folder.remove_parts()
+        _check_models(config)
         source = make_source(config)
         plan = index.read_plan(folder, content)
         if plan is None:
             plan = index.write_plan(folder, select(source, config), config, content)
-        tally = _Tally(plan, committed(folder))
-        with _goes_on(tally), Progress("generate", plan.num_rows, "rows", done=plan.rows_in(tally.done)) as progress:
-            for summary in _read_done(folder, tally.done):
-                tally.add(summary)
-            if tally.todo:
+        work = Work(plan, committed(folder))
+        with _goes_on(work), Progress("generate", plan.num_rows, "rows", done=plan.rows_in(work.done)) as progress:
+            for summary in _read_done(folder, work.done):
+                work.add(summary)
+            if work.todo:
                 with ray_session(config.ray):
                     _check_pools(config)
-                    with closing(pipeline.make_shards(source, tally.todo, config, folder)) as made:
+                    with closing(pipeline.make_shards(source, work.todo, config, folder)) as made:
                         for summary in made:
-                            tally.add(summary)
-                            progress.advance(len(summary["rows"]), refused=tally.counts.rejected)
-        finish(folder, config, content, tally, started_s)
-    counts = tally.counts.total()
+                            work.add(summary)
+                            progress.advance(len(summary["rows"]), refused=work.counts.rejected)
+        finish(folder, config, content, work, started_s)
+    counts = work.counts.total()
     log.info("generate: %s in %.0f s -> %s", _told(counts), time.time() - started_s, folder.url)
     for reason, count in counts["reasons"].items():
         log.warning("generate: %d rows refused: %s", count, reason)
@@ -103,7 +105,7 @@ def committed(folder: Folder) -> set[str]:
     return set(folder.child(ACCEPTED).names())
 
 
-class _Tally:
+class Work:
     """The shards of a plan: which were done before, which are to do, and what is in them."""
 
     def __init__(self, plan: Plan, names: set[str]) -> None:
@@ -118,9 +120,9 @@ class _Tally:
         self.files |= {file["name"]: {"rows": file["rows"], "sha256": file["sha256"]} for file in summary["files"]}
 
 
-def finish(folder: Folder, config: GenerateConfig, content: dict[str, Any], tally: _Tally, started_s: float) -> None:
+def finish(folder: Folder, config: GenerateConfig, content: dict[str, Any], work: Work, started_s: float) -> None:
     """Make a folder of which every shard is done a dataset: the manifest is written last."""
-    counts, plan = tally.counts.total(), tally.plan
+    counts, plan = work.counts.total(), work.plan
     lost = [name for name in map(shards.shard_name, range(plan.num_shards)) if name not in committed(folder)]
     found = counts["accepted"] + counts["rejected"]
     if lost or found != plan.num_rows:
@@ -137,7 +139,7 @@ def finish(folder: Folder, config: GenerateConfig, content: dict[str, Any], tall
         "config_hash": hash_of(content),
         "content": content,
         "counts": counts,
-        "shards": dict(sorted(tally.files.items())),
+        "shards": dict(sorted(work.files.items())),
         "seconds": round(time.time() - started_s, 1),  # of the run that finished it
         "environment": environment(),
     }
@@ -150,18 +152,26 @@ def _read_done(folder: Folder, done: list[int]) -> Iterator[Summary]:
 
 
 @contextlib.contextmanager
-def _goes_on(tally: _Tally) -> Iterator[None]:
-    """Say what an interrupted run has and how it goes on."""
+def _goes_on(work: Work) -> Iterator[None]:
+    """Say what a run has that was interrupted or failed, and how it goes on."""
     try:
         yield
-    except KeyboardInterrupt:
-        num_rows = tally.counts.accepted + tally.counts.rejected
-        log.warning("generate: stopped with %d of %d rows; the same command goes on", num_rows, tally.plan.num_rows)
+    except (Exception, KeyboardInterrupt):
+        num_rows = work.counts.accepted + work.counts.rejected
+        log.warning("generate: stopped with %d of %d rows; the same command goes on", num_rows, work.plan.num_rows)
         raise
 
 
 def _sole_run(folder: Folder) -> AbstractContextManager[None]:
     return kept_to_itself(Path(folder.path)) if folder.is_local else nullcontext()
+
+
+def _check_models(config: GenerateConfig) -> None:
+    """Ask the models that are called over a network, before there is anything to lose."""
+    if config.teacher.kind == "llm":
+        check_teacher(config.teacher)
+    if config.teacher.kind != "template":
+        check_judge(config.judge)
 
 
 def _check_pools(config: GenerateConfig) -> None:

@@ -269,10 +269,10 @@ def test_every_bad_input_is_a_refused_row_with_its_reason(ray_local, tmp_path, c
         stage.run(config)
     counts = read_manifest(config.output)["counts"]
     assert (counts["accepted"], counts["rejected"]) == (1, len(lines) - 1)
-    assert [sample.sample_id for sample in read_samples(config.output)] == ["good"]
+    assert [sample.sample_id for sample in read_samples(config.output)] == ["rows-good"]
     reasons = {sample.sample_id: found for sample, found in read_rejected(config.output)}
     for name, (_, reason) in BAD.items():
-        assert reason in reasons.pop(name), name
+        assert reason in reasons.pop(f"rows-{name}"), name
     assert sorted(reasons.values()) == [("id_duplicate",), ("json_broken",)]
     assert counts["reasons"]["image_missing"] == 1
     assert "1 rows refused: image_missing" in caplog.text
@@ -334,13 +334,3 @@ def test_a_pool_that_would_starve_the_other_tasks_is_refused(ray_local, tmp_path
     with pytest.raises(ConfigError, match=r"ray.num_cpus \(4\) is below 5"):
         stage.run(config)
     assert not (tmp_path / "data" / ACCEPTED).exists()
-
-
-def test_rows_that_are_all_refused_are_no_dataset(ray_local, tmp_path):
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "1", **GOOD}))
-    config = GenerateConfig(
-        output=str(tmp_path / "data"), source="jsonl", input=[str(tmp_path / "rows.jsonl")], images=str(tmp_path)
-    )
-    with pytest.raises(RuntimeError, match=r"all 1 rows were refused: {'image_missing': 1}"):
-        stage.run(config)
-    assert not (tmp_path / "data" / MANIFEST).exists()
