@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Collection, Iterable, Mapping
@@ -25,8 +26,11 @@ from typing import Any
 from sif_ray.config import ConfigError, StageConfig
 from sif_ray.observe.run_folder import write_json
 
+log = logging.getLogger(__name__)
+
 FORMAT = 1
 STATE = "state.json"
+FINISHED = "finished.json"  # beside the checkpoints, written by a run that came to its end
 MAX_NAMED_KEYS = 8  # in an error message
 
 
@@ -57,9 +61,14 @@ class CheckpointFolder:
         """Where the files of a checkpoint are."""
         return self._folder / f"step-{step:06d}"
 
+    def part(self, step: int) -> Path:
+        """Where they are until it is complete."""
+        path = self.path(step)
+        return path.with_name(f".{path.name}.part")
+
     def begin(self, step: int) -> Path:
         """An empty folder for the files of a checkpoint, until `complete`."""
-        part = self._part(step)
+        part = self.part(step)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         return part
@@ -67,7 +76,7 @@ class CheckpointFolder:
     def complete(self, step: int, state: Mapping[str, Any]) -> None:
         """Add `state` (plain values) to the files that were written since `begin`; from now on the checkpoint counts.
         The oldest ones beyond `keep` are removed."""
-        part = self._part(step)
+        part = self.part(step)
         saved = {
             "format": FORMAT,
             "step": step,
@@ -75,7 +84,7 @@ class CheckpointFolder:
             "files": {str(file.relative_to(part)): file.stat().st_size for file in _files(part)},
             "settings": self.settings,
         }
-        write_json(part / STATE, saved | {"digest": _digest_values(saved)})
+        write_json(part / STATE, saved | {"digest": digest_values(saved)})
         for entry in (*part.rglob("*"), part):
             _flush(entry)
         part.rename(self.path(step))
@@ -91,7 +100,7 @@ class CheckpointFolder:
         path = self.path(step)
         try:
             saved: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
-            intact = saved.pop("digest") == _digest_values(saved)
+            intact = saved.pop("digest") == digest_values(saved)
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise self.damaged(path / STATE, repr(error)) from error
         if not intact:
@@ -122,12 +131,36 @@ class CheckpointFolder:
             "resume=false to start over"
         )
 
-    def _part(self, step: int) -> Path:
-        path = self.path(step)
-        return path.with_name(f".{path.name}.part")
-
     def _steps(self) -> list[int]:
         return [int(path.name.removeprefix("step-")) for path in self._folder.glob("step-*")]
+
+
+def finished_before(output: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether the run with these settings has come to its end in `output`.
+
+    Raises `CheckpointError` naming the settings in which the one that has differs.
+    """
+    path = output / FINISHED
+    if not path.is_file() or not (output / "checkpoint").is_dir():
+        return False
+    finished = json.loads(path.read_text(encoding="utf-8"))
+    refuse_other_settings(finished["settings"], settings, str(path))
+    log.info("%s: finished before, after %d steps; resume=false runs it again", output, finished["version"])
+    return True
+
+
+def remove_leftovers(output: Path, checkpoints: CheckpointFolder, resume: bool, growing: Iterable[str]) -> None:
+    """Remove what is incomplete and, when there is nothing to continue from, what an earlier run left in `output`: its
+    checkpoints and the files and folders that grow while a run does."""
+    checkpoints.remove_incomplete()
+    if resume and checkpoints.newest() is not None:
+        return
+    checkpoints.remove_all()
+    for path in (output / name for name in (*growing, FINISHED)):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -170,16 +203,17 @@ def digest_folder(folder: Path) -> str:
     return digest_files(_files(folder))
 
 
+def digest_values(values: Mapping[str, Any]) -> str:
+    """One hash of plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
 def _flat(prefix: str, block: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     for name, value in block.items():
         if isinstance(value, Mapping):
             yield from _flat(f"{prefix}{name}.", value)
         else:
             yield f"{prefix}{name}", value
-
-
-def _digest_values(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from types import FrameType
 
 from sif_ray import config as configuration
-from sif_ray.config import ConfigError, GenerateConfig, GrpoConfig, QuickstartConfig, StageConfig
+from sif_ray.config import ConfigError, GenerateConfig, GrpoConfig, QuickstartConfig, StageConfig, WarmupConfig
 from sif_ray.quickstart import with_paths
 from sif_ray.resources.plan import describe, make_plan
 
@@ -79,6 +79,19 @@ TOOLS = {
             "runs/warmup/checkpoints/step-000200 --output checkpoints/sif-lora --adapter",
         ),
     ),
+    "eval list": Tool(
+        "sif_ray.evaluate.catalogue", "say which benchmarks there are and where their files come from", ("sat vstar",)
+    ),
+    "eval score": Tool(
+        "sif_ray.evaluate.score",
+        "score saved outputs, strictly and as published",
+        ("--benchmark vstar --annotations test_questions.jsonl --predictions outputs.jsonl --json scores.json",),
+    ),
+    "eval compare": Tool(
+        "sif_ray.evaluate.compare",
+        "compare the saved outputs of two policies",
+        ("--benchmark sat --annotations val.parquet --predictions b.jsonl --baseline a.jsonl --json difference.json",),
+    ),
     "bench": Tool("sif_ray.bench", "measure a part of the system on this machine", ("datagen --json datagen.json",)),
 }
 """A name of two words is a member of a family."""
@@ -134,6 +147,10 @@ def plans(config: StageConfig) -> Iterator[str]:
         from sif_ray.datagen.preview import preview
 
         yield preview(config)
+    if isinstance(config, WarmupConfig):
+        from sif_ray.learner.plan import describe as describe_warmup
+
+        yield describe_warmup(config)
     if isinstance(config, QuickstartConfig):
         config = replace(with_paths(config).grpo, policy=config.warmup.policy)  # of the same shape, and there already
     if isinstance(config, GrpoConfig):

@@ -7,6 +7,7 @@ torch, Ray or vLLM.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -38,6 +39,11 @@ class RayConfig:
     address: str = "local"  # "local" starts a cluster for this run; "auto" or host:port joins one
     num_cpus: int = 0  # logical CPUs of a local cluster; 0 = as many as the machine has, at least 4
     object_store_mib: int = 512  # of a local cluster
+
+    @property
+    def local_cpus(self) -> int:
+        """Logical CPUs of a local cluster."""
+        return self.num_cpus or max(4, os.cpu_count() or 1)
 
 
 @dataclass
@@ -78,6 +84,7 @@ class LoraConfig:
     alpha: float = 0.0  # an adapter adds alpha / rank * B A; 0 = 2 * rank (as released)
     dropout: float = 0.0  # of an adapter's input in training; released: 0.05 in RL
     targets: str = "language"  # linear layers with an adapter: "language" = all outside the vision tower, or "all"
+    adapter: str = ""  # folder of an adapter to start from (peft, LLaMA-Factory), whose layers it then has
 
 
 @dataclass
@@ -376,7 +383,12 @@ def load(stage: str, path: str | None = None, overrides: Sequence[str] = ()) -> 
 
     Raises `ConfigError` for a missing or broken file, an unknown key, a wrong type or an impossible value.
     """
-    schema = OmegaConf.structured(STAGES[stage])
+    return load_block(STAGES[stage], path, overrides)
+
+
+def load_block(block: type[Any], path: str | None = None, overrides: Sequence[str] = ()) -> Any:
+    """As `load`, for the dataclass of a stage or of a block such as `JudgeConfig`."""
+    schema = OmegaConf.structured(block)
     try:
         parts = [schema]
         if path is not None:

@@ -45,7 +45,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         with _own_sigterm(), _defaults_in_environment(_WORKERS_ONLY):
             ray.init(
                 address="local",
-                num_cpus=config.num_cpus or max(4, os.cpu_count() or 1),
+                num_cpus=config.local_cpus,
                 object_store_memory=config.object_store_mib * 2**20,
                 include_dashboard=True,  # Ray Train asks it how the controller is
             )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from sif_ray.config import LearnerConfig, ObjectiveConfig, SamplingConfig
 from sif_ray.learner import process_group
@@ -28,10 +30,23 @@ from sif_ray.learner.advantages import group_advantages
 from sif_ray.learner.microbatches import pack, split_branches
 from sif_ray.learner.objective import grpo_loss, token_weights
 from sif_ray.learner.schedule import learning_rate
-from sif_ray.policy.adapter import MergedWeight, adapter_off, add_adapter, merged_weights
+from sif_ray.policy.adapter import (
+    REFERENCE,
+    TRAINED,
+    MergedWeight,
+    adapter_weights,
+    add_adapter,
+    load_adapter,
+    merged_weights,
+    starting_adapter,
+    with_adapter,
+)
 from sif_ray.policy.branches import BranchedBatch, BranchedSequence, branch_logprobs, collate
-from sif_ray.policy.model import freeze_vision, load_policy, save_policy
+from sif_ray.policy.model import freeze_vision, load_policy, resolve_model, save_policy, unfinished
 from sif_ray.policy.processor import PolicyProcessor
+from sif_ray.policy.shards import skeleton
+from sif_ray.policy.stored_adapter import adapter_of
+from sif_ray.policy.universal import to_universal
 from sif_ray.records import RolloutGroup, ScoredGroup
 
 log = logging.getLogger(__name__)
@@ -119,7 +134,7 @@ class LearnerEngine:
         )
         self._processor = PolicyProcessor(policy, max_pixels)
         model = load_policy(policy, config.dtype)
-        _choose_trained(model, config)
+        _choose_trained(model, policy, config)
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         torch.manual_seed(dist.get_rank())  # of dropout
@@ -169,16 +184,12 @@ class LearnerEngine:
         }
 
     def sft_step(self, sequences: Sequence[BranchedSequence]) -> dict[str, float]:
-        """One supervised update: mean over the predicted tokens of all ranks of -log p, at temperature 1."""
-        counts = [_num_predicted(sequence) for sequence in sequences]
-        total_tokens = self._total(sum(counts), "predicted tokens")
-        budget = self._config.micro_batch_tokens
-        pieces = [
-            _Piece(part, {"weight": np.full(_num_predicted(part), 1.0 / total_tokens, dtype=np.float32)})
-            for sequence in sequences
-            for part, _ in _split(sequence, budget)
-        ]
-        sums = self._update(self._micro_batches(pieces), self._sft_loss)
+        """One supervised update: mean over the predicted tokens of all ranks of -log p, at temperature 1.
+
+        A rank may have no sequence. Raises `LearnerError` when none has one or the loss is not finite.
+        """
+        total_tokens = self._total(sum(map(_num_predicted, sequences)), "predicted tokens")
+        sums = self._update(self._micro_batches(self._sft_pieces(sequences, 1.0 / total_tokens)), self._sft_loss)
         return {
             "loss": sums["loss"],
             "entropy": sums["entropy"] / sums["tokens"],
@@ -188,10 +199,27 @@ class LearnerEngine:
             "padding_share": sums["padding_share"],
         }
 
+    def sft_loss(self, sequences: Sequence[BranchedSequence]) -> tuple[float, int]:
+        """Sum over the predicted tokens of all ranks of -log p, and their number, at least 1; nothing is trained."""
+        num_tokens = int(self._total(sum(map(_num_predicted, sequences)), "predicted tokens"))
+        loss = 0.0
+        with torch.no_grad():
+            for micro_batch in self._micro_batches(self._sft_pieces(sequences, 1.0)):
+                part, _ = self._sft_loss(self._collate(micro_batch.sequences), micro_batch.columns)
+                loss += 0.0 if micro_batch.idle else float(part)
+        return self._reduce(loss, dist.ReduceOp.SUM), num_tokens
+
     @property
     def step(self) -> int:
         """Optimiser updates done, also over resumed runs."""
         return int(self._engine.global_steps)
+
+    def _sft_pieces(self, sequences: Sequence[BranchedSequence], weight: float) -> list[_Piece]:
+        return [
+            _Piece(part, {"weight": np.full(_num_predicted(part), weight, dtype=np.float32)})
+            for sequence in sequences
+            for part, _ in _split(sequence, self._config.micro_batch_tokens)
+        ]
 
     def _micro_batches(self, pieces: Sequence[_Piece]) -> list[_MicroBatch]:
         """The pieces in micro-batches within the token budget, as many on every rank."""
@@ -281,7 +309,7 @@ class LearnerEngine:
 
     def _grpo_loss(self, batch: BranchedBatch, columns: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         if self._objective.kl_beta > 0 and "reference_logprob" not in columns:
-            with torch.no_grad(), adapter_off(self._policy):
+            with torch.no_grad(), with_adapter(self._policy, REFERENCE):
                 columns["reference_logprob"], _ = self._reference(batch, self._sampling.temperature)
         logprobs_M, entropies_M = self._engine(batch, self._sampling.temperature)
         loss, terms = grpo_loss(
@@ -392,6 +420,20 @@ class LearnerEngine:
             pass
         dist.barrier()
 
+    def save_adapter(self, output: str, base: str) -> None:
+        """Write the adapter alone as a folder of peft's layout that names `base`; every rank must call."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in adapter_weights(self._policy):
+            with self._deepspeed.zero.GatheredParameters([parameter], enabled=self._config.zero_stage == 3):
+                if self._is_first:
+                    tensors[name] = parameter.detach().to("cpu", copy=True)
+        if self._is_first:
+            folder = resolve_model(self._source)
+            stored = adapter_of(tensors, skeleton(AutoConfig.from_pretrained(folder)), self._config.lora.alpha)
+            with unfinished(Path(output)) as part:
+                stored.save(part, base)
+        dist.barrier()
+
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, folder: str, client_state: dict[str, Any]) -> None:
@@ -411,25 +453,48 @@ class LearnerEngine:
     def load_checkpoint(self, folder: str) -> dict[str, Any]:
         """Continue from the newest checkpoint in `folder` and return its client state; every rank must call.
 
+        Another number of ranks than wrote it goes on with the same weights and optimiser, but other random numbers of
+        dropout; its first rank writes the states of all ranks once more beside the checkpoint while they are read.
+
         Under ZeRO-3 load into a fresh engine. Raises `LearnerError` when there is none, or one that was written with
-        another number of ranks, ZeRO stage or choice of trained weights.
+        another ZeRO stage or choice of trained weights.
         """
         latest = Path(folder) / "latest"
         if not latest.is_file():
             raise LearnerError(f"{folder}: no checkpoint to resume from")
         written = Path(folder) / latest.read_text().strip()
-        rank_file = written / _rank_file(dist.get_rank())
-        if not rank_file.is_file():
-            raise LearnerError(f"{rank_file}: missing; resume with the learner.num_ranks that wrote the checkpoint")
-        own = torch.load(rank_file)
-        if own["layout"] != self._layout():
+        first = torch.load(written / _rank_file(0))
+        saved, layout = dict(first["layout"]), self._layout()
+        num_ranks, ranks_now = saved.pop("num_ranks"), layout.pop("num_ranks")
+        if saved != layout:
             raise LearnerError(
-                f"{written}: was written with {own['layout']}, this learner has {self._layout()}; resume with the same "
-                "learner.num_ranks, zero_stage, lora and freeze_vision"
+                f"{written}: was written with {saved}, this learner has {layout}; resume with the same "
+                "learner.zero_stage, lora and freeze_vision"
             )
-        _, state = self._engine.load_checkpoint(folder, load_module_strict=False)
-        _set_random_state(own["random_state"])
+        if num_ranks == ranks_now:
+            _, state = self._engine.load_checkpoint(folder, load_module_strict=False)
+            _set_random_state(torch.load(written / _rank_file(dist.get_rank()))["random_state"])
+        elif self._config.zero_stage == 0:  # every rank has all
+            _, state = self._engine.load_checkpoint(folder, load_module_strict=False)
+        else:
+            state = self._load_divided_anew(written)
         return dict(state["sif_ray"])
+
+    def _load_divided_anew(self, written: Path) -> dict[str, Any]:
+        """Load what another number of ranks wrote, by way of a universal checkpoint."""
+        universal = written.with_name(f"{written.name}_universal")
+        if self._is_first:
+            shutil.rmtree(universal, ignore_errors=True)
+            to_universal(written, universal)
+        dist.barrier()
+        config = self._engine._config
+        config.load_universal_checkpoint = True  # DeepSpeed knows the wish only as a part of its configuration
+        _, state = self._engine.load_checkpoint(str(written.parent), tag=universal.name, load_module_strict=False)
+        config.load_universal_checkpoint = False
+        dist.barrier()
+        if self._is_first:
+            shutil.rmtree(universal)
+        return dict(state)
 
     def _layout(self) -> dict[str, int]:
         return {
@@ -509,8 +574,12 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _choose_trained(policy: nn.Module, config: LearnerConfig) -> None:
-    if config.lora.rank:
+def _choose_trained(policy: nn.Module, source: str, config: LearnerConfig) -> None:
+    if config.lora.adapter:
+        start = starting_adapter(config.lora, source)
+        load_adapter(policy, start, config.lora.dropout, TRAINED)
+        load_adapter(policy, start, 0.0, REFERENCE)
+    elif config.lora.rank:
         add_adapter(policy, config.lora)
     elif config.freeze_vision:
         freeze_vision(policy)
@@ -528,14 +597,8 @@ def _optimizer(model: nn.Module, config: LearnerConfig) -> torch.optim.Optimizer
 
 def _split(sequence: BranchedSequence, budget: int) -> Iterator[tuple[BranchedSequence, list[int]]]:
     """Parts of a sequence within the token budget, and which branches each has."""
-    masks = sequence.loss_masks
     for chosen in split_branches(len(sequence.prefix_ids), [len(branch) for branch in sequence.branches], budget):
-        part = replace(
-            sequence,
-            branches=[sequence.branches[index] for index in chosen],
-            loss_masks=None if masks is None else [masks[index] for index in chosen],
-        )
-        yield part, chosen
+        yield sequence.choose(chosen), chosen
 
 
 def _num_predicted(sequence: BranchedSequence) -> int:

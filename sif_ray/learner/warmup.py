@@ -1,161 +1,204 @@
-"""Supervised warm-up: the SIF dataset's traces, on the assistant's tokens only.
+"""The stage `warmup`: the SIF dataset's traces, on the assistant's tokens only.
 
-Ray Train places the ranks and Ray Data streams the rows to them; the step itself is that of `LearnerEngine`.
+index the rows ─► Ray Train: ranks (warmup_rank.py) ◄─ Ray Data: encoded rows (stream.py)
+                     ▲   │
+                     │   ├── a rank died: all ranks start again from the newest checkpoint, with as many as there are
+                     │   └── SIGTERM, Ctrl-C: the step ends and is saved
+                     └── the next run of the stage
 """
 
 from __future__ import annotations
 
+import functools
 import logging
-import random
 import shutil
-import time
-from collections.abc import Iterator
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from sif_ray.config import ConfigError, WarmupConfig
-from sif_ray.datagen.dataset import ACCEPTED, read_manifest
-from sif_ray.learner.engine import LearnerEngine
-from sif_ray.learner.rows import Scene, batches, scene_sequence, scenes, shuffled
-from sif_ray.observe.metrics import MetricsLog
-from sif_ray.observe.progress import Progress
-from sif_ray.policy.model import resolve_model
-from sif_ray.policy.processor import PolicyProcessor
-from sif_ray.records import sample_from_row
+from sif_ray.checkpoints import (
+    FINISHED,
+    digest_folder,
+    digest_values,
+    finished_before,
+    flat_settings,
+    remove_leftovers,
+)
+from sif_ray.config import ConfigError, WarmupConfig, validate
+from sif_ray.datagen.dataset import SUBSETS, as_folder, read_manifest
+from sif_ray.learner.order import Shard, evaluation_windows, training_windows
+from sif_ray.learner.plan import disk_bytes, num_steps
+from sif_ray.learner.rows import index_rows
+from sif_ray.learner.stream import ENCODER_CPUS, READER_CPUS, RowStream
+from sif_ray.learner.warmup_rank import METRICS, TRAIL, WarmupJob, train_rank
+from sif_ray.observe.run_folder import RunFolder, kept_to_itself
+from sif_ray.policy.adapter import starting_adapter
+from sif_ray.policy.check import check_policy, check_room, read_config
+from sif_ray.resources.shapes import find_shape
 from sif_ray.runtime import ray_session
 
 log = logging.getLogger(__name__)
 
-SHUFFLE_SCENES = 1024  # scenes a rank holds to draw from; their images are held encoded
+MAX_RESTARTS = 3  # of the ranks, after one died
+STOP_TIMEOUT_S = 300.0  # for the step under way and its checkpoint after SIGTERM or Ctrl-C
+GROWING = (METRICS, TRAIL)
+
+MAY_CHANGE = (
+    *("data", "policy", "output"),  # paths: what is in them counts
+    *("resume", "checkpoint_every", "checkpoints_kept", "eval_every", "min_ranks", "ray"),
+    *("learner.num_ranks", "learner.num_cpus_per_rank", "learner.num_gpus_per_rank", "learner.threads"),
+    *("learner.micro_batch_tokens", "learner.gradient_checkpointing", "learner.lora.adapter"),
+)
+"""Keys and blocks of `WarmupConfig` that say how a run is carried out, not what comes out of it."""
 
 
 def run(config: WarmupConfig) -> None:
-    """Train `config.policy` on a split and write `<output>/checkpoint` and `<output>/metrics.jsonl`.
+    """Train `config.policy` on a split. Writes to `config.output`: `checkpoint/` (Hugging Face layout, LoRA merged; of
+    the steps at which it was evaluated the one with the lowest loss, else the last step), `adapter/` (with LoRA, peft's
+    layout), `metrics.jsonl`, `trained.jsonl` (`sif_ray.observe.trail`), `checkpoints/` (`sif_ray.checkpoints`) and,
+    last, `finished.json`.
 
-    Raises `ConfigError` when there is no such split, it has fewer rows than a batch, or the batch does not divide over
-    the ranks.
+    A run that was interrupted in the same folder is continued from its newest checkpoint, one that finished is left as
+    it is; `config.resume` = False starts over. Raises `ConfigError` for a request that cannot work, before anything is
+    started, and the first error of a rank.
     """
-    output = Path(config.output).resolve()
-    num_steps = _num_steps(config, _num_rows(config))
-    output.mkdir(parents=True, exist_ok=True)
-    with ray_session(config.ray):
-        log.info("warm-up: %d steps of %d rows on %d ranks", num_steps, config.batch_size, config.learner.num_ranks)
-        _fit(config, _rows(config), num_steps, output)
-    log.info("warm-up: checkpoint in %s", output / "checkpoint")
+    validate(config)
+    job = make_job(config)
+    checkpoints = job.checkpoints
+    if config.resume:
+        if finished_before(job.output, job.settings):
+            return
+        newest = checkpoints.newest()
+        if newest is not None:
+            checkpoints.read(newest)
+            log.info("warm-up: continuing from step %d of %d", newest, job.num_steps)
+    with kept_to_itself(job.output), ray_session(config.ray):
+        remove_leftovers(job.output, checkpoints, config.resume, GROWING)
+        job.stop_file.unlink(missing_ok=True)
+        folder = RunFolder(job.output, config)
+        if checkpoints.newest() != job.num_steps:
+            _fit(job)
+        state = checkpoints.read(job.num_steps)
+        finished = {"version": job.num_steps, "best": state["best"], "skipped": state["skipped"]}
+        folder.write_json(FINISHED, finished | {"settings": job.settings})
+    log.info("warm-up: checkpoint in %s", job.output / "checkpoint")
 
 
-def _num_rows(config: WarmupConfig) -> int:
-    splits = read_manifest(config.data)["counts"]["splits"]
-    if config.split not in splits:
-        raise ConfigError(f"split = {config.split!r}: {config.data} has {', '.join(map(repr, sorted(splits)))}")
-    return int(splits[config.split]["accepted"])
-
-
-def _num_steps(config: WarmupConfig, num_rows: int) -> int:
-    ranks = config.learner.num_ranks
-    if config.batch_size % ranks:
-        raise ConfigError(f"batch_size = {config.batch_size}: must divide over learner.num_ranks = {ranks}")
-    if num_rows < config.batch_size:
+def make_job(config: WarmupConfig) -> WarmupJob:
+    """What the ranks have to do, with everything checked that can be checked before they start."""
+    output = Path(config.output).resolve()  # absolute: workers have another working directory
+    manifest = read_manifest(config.data)
+    _check_split(config, manifest["counts"]["splits"])
+    policy = check_policy(config.policy)
+    _refuse_quantised(policy, config.policy)
+    _check_ranks(config)
+    settings = flat_settings(config, MAY_CHANGE) | {
+        "contents of policy": digest_folder(Path(policy)),
+        "contents of data": digest_values(manifest),
+    }
+    if config.learner.lora.adapter:
+        starting_adapter(config.learner.lora, policy)
+        settings["contents of adapter"] = digest_folder(Path(config.learner.lora.adapter))
+    shape, _ = find_shape(policy)
+    if shape is not None:
+        check_room(output, disk_bytes(shape, config))
+    trained, held_back = index_rows(config.data, config.split, config.eval_share)
+    steps = num_steps(config, sum(shard.num_rows for shard in trained))
+    train = _stream(config, policy, trained, training_windows(trained, steps * config.batch_size, config.seed))
+    if config.eval_share and not held_back:
         raise ConfigError(
-            f"batch_size = {config.batch_size}: split {config.split!r} of {config.data} has {num_rows} rows; lower it"
+            f"eval_share = {config.eval_share:g}: of split {config.split!r} no photograph is held back; raise it"
         )
-    return max(1, round(config.epochs * (num_rows // ranks // (config.batch_size // ranks))))
+    evaluation = _stream(config, policy, held_back, evaluation_windows(held_back)) if held_back else None
+    log.info("warm-up: %d steps of %d rows, %d ranks", steps, config.batch_size, config.learner.num_ranks)
+    return WarmupJob(config, policy, output, settings, steps, train, evaluation)
 
 
-def _rows(config: WarmupConfig) -> ray.data.Dataset:
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    files = sorted(str(file) for file in (Path(config.data) / ACCEPTED).glob("*.parquet"))
-    return ray.data.read_parquet(files).filter(expr=ray.data.expressions.col("split") == config.split)
-
-
-def _fit(config: WarmupConfig, rows: ray.data.Dataset, num_steps: int, output: Path) -> None:
-    in_order = ray.train.DataConfig.default_ingest_options()
-    in_order.preserve_order = True  # a seed gives the same run again
-    scratch = output / "ray_train"
-    shutil.rmtree(scratch, ignore_errors=True)  # Ray Train would continue a run of the same name
-    trainer = _Trainer(
-        _train_rank,
-        train_loop_config={"config": config, "num_steps": num_steps, "output": str(output)},
-        datasets={"rows": rows},
-        dataset_config=ray.train.DataConfig(execution_options=in_order),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.learner.num_ranks,
-            use_gpu=config.learner.num_gpus_per_rank > 0,
-            resources_per_worker={
-                "CPU": config.learner.num_cpus_per_rank,
-                **({"GPU": config.learner.num_gpus_per_rank} if config.learner.num_gpus_per_rank else {}),
-            },
-        ),
-        run_config=ray.train.RunConfig(name="warmup", storage_path=str(scratch)),
+def _stream(config: WarmupConfig, policy: str, shards: Sequence[Shard], windows: Sequence[Any]) -> RowStream:
+    return RowStream(
+        config.data,
+        tuple(shards),
+        tuple(windows),
+        batch_size=config.batch_size,
+        policy=policy,
+        prompt=config.prompt,
+        max_pixels=config.max_pixels,
+        max_length=config.max_length,
     )
-    trainer.fit()
-    shutil.rmtree(scratch)
 
 
-class _Trainer(TorchTrainer):
-    """A `TorchTrainer` that leaves Ctrl-C to the job.
-
-    Ray Train's own handler of SIGINT ends the process with status 0, and stays in place after training, where it would
-    swallow the Ctrl-C of every later stage.
-    """
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        pass
+# --- checks before anything is started -------------------------------------------------------------------------------
 
 
-def _train_rank(settings: dict[str, Any]) -> None:
-    """One rank, in a worker of Ray Train, which has joined the process group already."""
-    config: WarmupConfig = settings["config"]
-    output, num_steps = Path(settings["output"]), settings["num_steps"]
-    engine = LearnerEngine(config.learner, config.policy, total_steps=num_steps, max_pixels=config.max_pixels)
-    processor = PolicyProcessor(resolve_model(config.policy), config.max_pixels)
-    context = ray.train.get_context()
-    watch = _Watch(output, num_steps, config.batch_size) if context.get_world_rank() == 0 else None
-    rows_per_rank = config.batch_size // context.get_world_size()
-    for batch in _forever(config, rows_per_rank, context.get_world_rank()):
-        if engine.step == num_steps:
-            break
-        metrics = engine.sft_step([scene_sequence(scene, processor, config.prompt) for scene in batch])
-        if watch is not None:
-            watch.note(engine.step, metrics)
-    if watch is not None:
-        watch.close()
-    engine.save_policy(str(output / "checkpoint"))
+def _check_split(config: WarmupConfig, splits: Sequence[str]) -> None:
+    folder = as_folder(config.data)
+    names = [*sorted(splits), *(folder.read_json(SUBSETS) if folder.exists(SUBSETS) else ())]
+    if config.split not in names:
+        raise ConfigError(f"split = {config.split!r}: {config.data} has {', '.join(map(repr, names))}")
 
 
-def _forever(config: WarmupConfig, num_rows: int, rank: int) -> Iterator[list[Scene]]:
-    """Batches of epoch after epoch. Every rank's share of an epoch has the same number of rows, hence of batches."""
-    shard = ray.train.get_dataset_shard("rows")
-    generator = random.Random(f"{config.seed}-{rank}")
-    while True:
-        samples = (sample_from_row(row) for row in shard.iter_rows())
-        yield from batches(shuffled(scenes(samples), SHUFFLE_SCENES, generator), num_rows)
+def _refuse_quantised(folder: str, policy: str) -> None:
+    if "quantization_config" in read_config(Path(folder), "policy"):
+        raise ConfigError(
+            f"policy = {policy!r} is quantised (quantization_config in {folder}/config.json), and QLoRA is out of "
+            "scope; take the checkpoint in bfloat16"
+        )
 
 
-class _Watch:
-    """Metrics and progress of the run, on one rank."""
+def _check_ranks(config: WarmupConfig) -> None:
+    learner, ray_config = config.learner, config.ray
+    needed = learner.num_ranks * learner.num_cpus_per_rank + READER_CPUS + ENCODER_CPUS
+    if ray_config.address == "local" and not ray.is_initialized() and needed > ray_config.local_cpus:
+        raise ConfigError(
+            f"ray.num_cpus: {ray_config.local_cpus} logical CPUs are too few for learner.num_ranks = "
+            f"{learner.num_ranks} of {learner.num_cpus_per_rank:g} and {READER_CPUS + ENCODER_CPUS:g} to read and "
+            f"encode rows; raise it to {needed:g} (there may be fewer real ones) or lower learner.num_cpus_per_rank"
+        )
 
-    def __init__(self, output: Path, num_steps: int, batch_size: int) -> None:
-        from sif_ray.cli import configure_logging
 
-        configure_logging()  # a worker process; Ray shows its lines where the run was started
-        path = output / "metrics.jsonl"
-        path.unlink(missing_ok=True)
-        self._log, self._batch_size = MetricsLog(path), batch_size
-        self._progress = Progress("warm-up", total=num_steps, unit="steps").__enter__()
-        self._last_s = time.monotonic()
+# --- Ray Train -------------------------------------------------------------------------------------------------------
 
-    def note(self, step: int, metrics: dict[str, float]) -> None:
-        now_s = time.monotonic()
-        seconds, self._last_s = now_s - self._last_s, now_s
-        rates = {"tokens_per_s": metrics["trained_tokens"] / seconds, "rows_per_s": self._batch_size / seconds}
-        self._log.log(step, {**metrics, **rates})
-        self._progress.advance(loss=metrics["loss"], rows_per_s=rates["rows_per_s"])
 
-    def close(self) -> None:
-        self._progress.__exit__(None, None, None)
-        self._log.close()
+def _fit(job: WarmupJob) -> None:
+    """Run the ranks to the last step. On Ctrl-C let them save their step first, within `STOP_TIMEOUT_S`."""
+    scratch = job.output / "ray_train"
+    shutil.rmtree(scratch, ignore_errors=True)  # Ray Train would continue a run of the same name
+    pool = ThreadPoolExecutor(1)  # in a thread Ray Train leaves Ctrl-C alone; its handler would exit with status 0
+    fitted = pool.submit(_trainer(job, scratch).fit)
+    try:
+        fitted.result()
+    except KeyboardInterrupt:
+        log.info("stopping after this step, within %g s; interrupt again to stop at once", STOP_TIMEOUT_S)
+        job.stop_file.touch()
+        wait([fitted], timeout=STOP_TIMEOUT_S)
+        if fitted.done() and (error := fitted.exception()) is not None:
+            log.error("the step was not saved: %r", error)
+        raise
+    finally:
+        pool.shutdown(wait=False)
+        job.stop_file.unlink(missing_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _trainer(job: WarmupJob, scratch: Path) -> TorchTrainer:
+    learner, least = job.config.learner, job.config.min_ranks
+    resources = {"CPU": learner.num_cpus_per_rank}
+    if learner.num_gpus_per_rank:
+        resources["GPU"] = learner.num_gpus_per_rank
+    return TorchTrainer(
+        functools.partial(train_rank, job),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=(least, learner.num_ranks) if 0 < least < learner.num_ranks else learner.num_ranks,
+            use_gpu=learner.num_gpus_per_rank > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=ray.train.RunConfig(
+            name="warmup",
+            storage_path=str(scratch),
+            failure_config=ray.train.FailureConfig(max_failures=MAX_RESTARTS),
+        ),
+    )

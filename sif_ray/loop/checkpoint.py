@@ -79,24 +79,24 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], keep: int) -> None:
-        self._folder = CheckpointFolder(folder, settings, keep)
+        self.folder = CheckpointFolder(folder, settings, keep)
         self.settings = settings
 
     def newest_version(self) -> int | None:
         """The version of the newest complete checkpoint."""
-        return self._folder.newest()
+        return self.folder.newest()
 
     def learner_folder(self, version: int) -> str:
         """Where the learner's files of a checkpoint are."""
-        return str(self._folder.path(version) / LEARNER)
+        return str(self.folder.path(version) / LEARNER)
 
     async def save(self, state: RunState, learner: LearnerFiles) -> None:
         """Write the state and the learner, which must hold `state.version`. A version that is there stays as it is."""
-        path = self._folder.path(state.version)
+        path = self.folder.path(state.version)
         if path.exists():
             return
         started_s = time.monotonic()
-        part = self._folder.begin(state.version)
+        part = self.folder.begin(state.version)
         await learner.save_checkpoint(str(part / LEARNER), {"version": state.version})
         if not (part / LEARNER).is_dir():
             raise CheckpointError(
@@ -113,10 +113,10 @@ class Checkpoints:
         Raises `CheckpointError` naming the file that is damaged or the settings that differ.
         """
         saved = self._read(version)
-        path = self._folder.path(version) / GROUPS
+        path = self.folder.path(version) / GROUPS
         state = RunState(saved["ledger"], saved["record"], _read_groups(path, images_of))
         if state.groups.keys() != state.ledger["scored"].keys():
-            raise self._folder.damaged(path, "its groups are not those that the ledger has as scored")
+            raise self.folder.damaged(path, "its groups are not those that the ledger has as scored")
         return state
 
     def check_newest(self) -> None:
@@ -125,26 +125,18 @@ class Checkpoints:
         if version is not None:
             self._read(version)
 
-    def remove_all(self) -> None:
-        """Remove every checkpoint."""
-        self._folder.remove_all()
-
-    def remove_incomplete(self) -> None:
-        """Remove what a killed run did not complete."""
-        self._folder.remove_incomplete()
-
     def _read(self, version: int) -> dict[str, Any]:
-        saved = self._folder.read(version)
-        path = self._folder.path(version) / GROUPS
+        saved = self.folder.read(version)
+        path = self.folder.path(version) / GROUPS
         if digest_files((path,)) != saved["groups_digest"]:
-            raise self._folder.damaged(path, "its bytes are not those that were written")
+            raise self.folder.damaged(path, "its bytes are not those that were written")
         return saved
 
     def _complete(self, part: Path, state: RunState) -> None:
         _write_groups(part / GROUPS, state.groups.values())
         digest = digest_files((part / GROUPS,))
         saved = {"ledger": state.ledger, "record": state.record, "groups_digest": digest}
-        self._folder.complete(state.version, saved)
+        self.folder.complete(state.version, saved)
 
 
 # --- settings --------------------------------------------------------------------------------------------------------

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sif_ray import config as configuration
-from sif_ray.checkpoints import CheckpointError, refuse_other_settings
+from sif_ray.checkpoints import FINISHED, CheckpointError, finished_before, remove_leftovers
 from sif_ray.config import ConfigError, GrpoConfig, validate
 from sif_ray.datagen.dataset import read_samples
 from sif_ray.judge.factory import check_judge
@@ -52,7 +50,6 @@ log = logging.getLogger(__name__)
 
 MAX_LEARNER_DEATHS = 3  # of a run; after one more it fails
 STOP_TIMEOUT_S = 120.0  # for the step under way and its checkpoint after SIGTERM or Ctrl-C
-FINISHED = "finished.json"
 TRAIL = "trained.jsonl"
 # What grows while the run does, and is continued after a resume.
 GROWING = ("metrics.jsonl", "timeline.jsonl", TRAIL, "completions.jsonl", "completions", "tensorboard", IDS_FILE)
@@ -97,7 +94,7 @@ def run(config: GrpoConfig) -> None:
     settings = run_settings(replace(config, policy=policy), samples.values())
     checkpoints = Checkpoints(output / "checkpoints", settings, config.checkpoints_kept)
     if config.resume:
-        if _is_finished(output, settings):
+        if finished_before(output, settings):
             return
         checkpoints.check_newest()
     check_judge(config.judge)
@@ -107,7 +104,7 @@ def run(config: GrpoConfig) -> None:
         ray_session(config.ray),
         reserved(plan.layout, timeout_s=config.placement.timeout_s, can_grow=can_grow) as room,
     ):
-        remove_leftovers(output, checkpoints, config.resume)
+        remove_leftovers(output, checkpoints.folder, config.resume, GROWING)
         parts = Parts(
             config,
             samples,
@@ -120,29 +117,6 @@ def run(config: GrpoConfig) -> None:
         )
         asyncio.run(train(parts))
     log.info("the policy is in %s", output / "checkpoint")
-
-
-def _is_finished(output: Path, settings: Mapping[str, Any]) -> bool:
-    path = output / FINISHED
-    if not path.is_file() or not (output / "checkpoint").is_dir():
-        return False
-    finished = json.loads(path.read_text(encoding="utf-8"))
-    refuse_other_settings(finished["settings"], settings, str(path))
-    log.info("%s: finished before, after %d steps; resume=false runs it again", output, finished["version"])
-    return True
-
-
-def remove_leftovers(output: Path, checkpoints: Checkpoints, resume: bool) -> None:
-    """Remove what is incomplete and, when there is nothing to continue from, what an earlier run left."""
-    checkpoints.remove_incomplete()
-    if resume and checkpoints.newest_version() is not None:
-        return
-    checkpoints.remove_all()
-    for path in (output / name for name in (*GROWING, FINISHED)):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def make_ledger(config: GrpoConfig, sample_ids: list[str]) -> Ledger:

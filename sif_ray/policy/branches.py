@@ -12,7 +12,7 @@ log-probs equal those of K separate sequences.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,15 @@ class BranchedSequence:
     @property
     def num_tokens(self) -> int:
         return len(self.prefix_ids) + sum(map(len, self.branches))
+
+    def choose(self, branches: Sequence[int]) -> BranchedSequence:
+        """The same prefix with only these branches, by their numbers."""
+        masks = self.loss_masks
+        return replace(
+            self,
+            branches=[self.branches[number] for number in branches],
+            loss_masks=None if masks is None else [masks[number] for number in branches],
+        )
 
 
 @dataclass(frozen=True)

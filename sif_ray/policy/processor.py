@@ -63,16 +63,25 @@ class PolicyProcessor:
         Raises `PolicyInputError` when images are missing, unreadable, or give another number of image tokens than the
         prompt holds.
         """
-        return self.encode_chat(self.prompt_text(question, prompt), images)
+        return self.encode_prompts([question], images, prompt)[0]
+
+    def encode_prompts(
+        self, questions: Sequence[str], images: Sequence[bytes], prompt: PromptConfig
+    ) -> list[EncodedPrompt]:
+        """`encode_prompt` of several questions about the same images, which are decoded once."""
+        features = self.image_features(images)
+        return [self._encode(self.prompt_text(question, prompt), features) for question in questions]
 
     def encode_chat(self, text: str, images: Sequence[bytes]) -> EncodedPrompt:
         """A chat-templated text with one placeholder per image, and the images."""
+        return self._encode(text, self.image_features(images))
+
+    def _encode(self, text: str, features: dict[str, npt.NDArray[np.float32]]) -> EncodedPrompt:
         engine_token_ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         expected = engine_token_ids.count(self.image_token_id)
-        if expected != len(images):
-            raise PolicyInputError(f"the prompt has {expected} image placeholders but {len(images)} images were given")
-        features = self.image_features(images)
         grid: tuple[tuple[int, int, int], ...] = tuple(tuple(map(int, row)) for row in features["image_grid_thw"])  # type: ignore[misc]
+        if expected != len(grid):
+            raise PolicyInputError(f"the prompt has {expected} image placeholders but {len(grid)} images were given")
         lengths = iter(self._image_lengths(grid))
         token_ids_P: list[int] = []
         for token in engine_token_ids:

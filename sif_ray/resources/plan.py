@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from sif_ray.config import ConfigError, GrpoConfig
+from sif_ray.config import ConfigError, GrpoConfig, LearnerConfig
 from sif_ray.resources.memory import (
     GIB,
     PROCESS_BYTES,
@@ -159,15 +159,7 @@ def _memory_lines(config: GrpoConfig, plan: Plan) -> Iterator[str]:
     if plan.shape is None or plan.learner is None:
         yield f"Memory: no estimate ({plan.shape_source})"
         return
-    trained = trained_parameters(plan.shape, config.learner)
-    adapters = adapter_parameters(plan.shape, config.learner)
-    parameters = f"{_count(plan.shape.num_parameters)} parameters"
-    if adapters:
-        parameters += f" + {_count(adapters)} of LoRA"
-    yield f"Memory, estimated ({parameters}, {_count(trained)} trained; shape: {plan.shape_source})"
-    yield f"  learner rank: {_gib(plan.learner.total)} GiB at its peak ({_parts(plan.learner)})"
-    if plan.learner.host:
-        yield f"    on the machine: {_gib(plan.learner.host)} GiB offloaded per rank"
+    yield from learner_lines(plan.shape, plan.shape_source, config.learner, plan.learner)
     if plan.engine is None:
         yield f"  engine: KV cache of {config.engine.kv_cache_gib:g} GiB beside the weights"
         return
@@ -179,6 +171,18 @@ def _memory_lines(config: GrpoConfig, plan: Plan) -> Iterator[str]:
     together = plan.learner.total + engine.total
     fullest = together if config.placement.colocate else max(plan.learner.total, engine.total)
     yield f"  fullest GPU: {_gib(fullest)} of {gpu:g} GiB"
+
+
+def learner_lines(shape: PolicyShape, source: str, config: LearnerConfig, memory: LearnerMemory) -> Iterator[str]:
+    """The estimate for a learner rank in words."""
+    adapters = adapter_parameters(shape, config)
+    parameters = f"{_count(shape.num_parameters)} parameters"
+    if adapters:
+        parameters += f" + {_count(adapters)} of LoRA"
+    yield f"Memory, estimated ({parameters}, {_count(trained_parameters(shape, config))} trained; shape: {source})"
+    yield f"  learner rank: {_gib(memory.total)} GiB at its peak ({_parts(memory)})"
+    if memory.host:
+        yield f"    on the machine: {_gib(memory.host)} GiB offloaded per rank"
 
 
 def _parts(learner: LearnerMemory) -> str:

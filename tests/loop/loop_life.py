@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from loop_fakes import FakeEngine, FakeFactory, FakeLearner, FakeScorer, Rig
 
+from sif_ray.checkpoints import remove_leftovers
 from sif_ray.loop import stage
 from sif_ray.loop.checkpoint import Checkpoints
 from sif_ray.loop.rewarder import GroupScores, ScoringFailed
@@ -84,7 +85,7 @@ def parts_of(
     image = png(np.zeros((8, 8, 3), np.uint8))
     samples = {name: replace(sample, image=image, depth_image=image) for name, sample in rig.samples.items()}
     checkpoints = Checkpoints(output / "checkpoints", settings or {}, keep=2)
-    stage.remove_leftovers(output, checkpoints, resume=True)
+    remove_leftovers(output, checkpoints.folder, resume=True, growing=stage.GROWING)
     return stage.Parts(
         rig.config,
         samples,

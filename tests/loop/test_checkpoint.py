@@ -169,7 +169,7 @@ def test_failure_while_writing_leaves_the_checkpoint_before_it(checkpoints, monk
     assert checkpoints.newest_version() == 4
     assert len(load(checkpoints, 4).groups) == 2
     assert (tmp_path / "checkpoints" / ".step-000008.part").is_dir()
-    checkpoints.remove_incomplete()
+    checkpoints.folder.remove_incomplete()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000004"]
     save(checkpoints, make_state(8))
     assert checkpoints.newest_version() == 8

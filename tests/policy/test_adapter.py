@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import peft
 import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from sif_ray.config import LoraConfig, PromptConfig
-from sif_ray.policy.adapter import adapter_off, add_adapter, merged_weights
+from sif_ray.config import ConfigError, LoraConfig, PromptConfig
+from sif_ray.policy.adapter import (
+    REFERENCE,
+    TRAINED,
+    add_adapter,
+    load_adapter,
+    merged_weights,
+    starting_adapter,
+    with_adapter,
+)
 from sif_ray.policy.branches import BranchedSequence, branch_logprobs, collate
 from sif_ray.policy.model import freeze_vision, load_policy
 from sif_ray.policy.processor import PolicyProcessor
@@ -76,7 +86,7 @@ def test_the_policy_without_its_adapter_is_the_one_it_began_with(batch):
     trained = [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
     with torch.no_grad():
         on = branch_logprobs(policy, batch)[0]
-        with adapter_off(policy):
+        with with_adapter(policy, REFERENCE):
             off = branch_logprobs(policy, batch)[0]
         start = branch_logprobs(load_policy(FOLDER), batch)[0]
         again = branch_logprobs(policy, batch)[0]
@@ -86,6 +96,56 @@ def test_the_policy_without_its_adapter_is_the_one_it_began_with(batch):
     assert trained == [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
     assert trained
     assert all("lora_" in name for name in trained)
+
+
+@pytest.fixture
+def peft_folder(tmp_path) -> str:
+    """An adapter that peft itself has made for some layers of the tiny policy, and written."""
+    base = Qwen2_5_VLForConditionalGeneration.from_pretrained(FOLDER, dtype=torch.float32)
+    settings = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], base_model_name_or_path="toy")
+    model = peft.get_peft_model(base, settings)
+    torch.manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    model.save_pretrained(tmp_path / "adapter")
+    return str(tmp_path / "adapter")
+
+
+def test_two_adapters_lie_side_by_side_and_are_switched(batch, peft_folder):
+    stored = starting_adapter(LoraConfig(rank=4, adapter=peft_folder), FOLDER)
+    policy = load_policy(FOLDER)
+    load_adapter(policy, stored, 0.0, TRAINED)
+    load_adapter(policy, stored, 0.0, REFERENCE)
+    trained = [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
+    assert trained and all(f".{TRAINED}." in name for name in trained)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if f"lora_B.{TRAINED}" in name:
+                parameter.mul_(3.0)
+        changed = branch_logprobs(policy, batch)[0]
+        with with_adapter(policy, REFERENCE):
+            start = branch_logprobs(policy, batch)[0]
+        again = branch_logprobs(policy, batch)[0]
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(FOLDER, dtype=torch.float32)
+        by_peft = peft.PeftModel.from_pretrained(model, peft_folder).merge_and_unload()
+        expected = branch_logprobs(by_peft, batch)[0]
+    torch.testing.assert_close(start, expected, atol=2e-5, rtol=0)
+    assert (changed - start).abs().max() > 0.01
+    assert torch.equal(changed, again)
+    assert trained == [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
+
+
+@pytest.mark.parametrize(
+    ("lora", "told"),
+    [
+        (LoraConfig(rank=8), r"has rank 4 and alpha 8 .* learner.lora.rank = 8 .* set them to the adapter's"),
+        (LoraConfig(rank=4, alpha=4.0), r"has rank 4 and alpha 8 .* alpha = 4"),
+    ],
+)
+def test_an_adapter_of_another_rank_or_scale_is_refused(peft_folder, lora, told):
+    with pytest.raises(ConfigError, match=told):
+        starting_adapter(replace(lora, adapter=peft_folder), FOLDER)
 
 
 def test_targets_choose_linear_layers_in_and_outside_the_vision_tower():
