@@ -202,7 +202,7 @@ def heat(centres: IntArray) -> list[tuple[int, int, float]]:
 # --- rows to look at -------------------------------------------------------------------------------------------------
 
 WIDTH = 400  # of a picture in the units of its drawing
-_LABEL = 22  # side of the square with a number
+LABEL_HEIGHT = 22  # side of the square with a number
 
 
 @dataclass(frozen=True)
@@ -262,27 +262,27 @@ def _example(sample: Sample) -> Example:
         depth=data_uri(sample.depth_image),
         height=height,
         way=[
-            _mark(box.bbox_2d, height, str(number), number)
+            make_mark(box.bbox_2d, height, str(number), number)
             for number, step in enumerate(steps[1:-1], start=2)
             for box in step.boxes
         ],
-        evidence=[_mark(box.bbox_2d, height, str(last), last) for box in steps[-1].boxes],
-        depths=[_mark(box.bbox_2d, height, f"{box.depth:.2f}", 0) for box in steps[-1].boxes],
+        evidence=[make_mark(box.bbox_2d, height, str(last), last) for box in steps[-1].boxes],
+        depths=[make_mark(box.bbox_2d, height, f"{box.depth:.2f}", 0) for box in steps[-1].boxes],
         looks=[Look(", ".join(f"{box.depth:.2f}" for box in step.boxes), step.text) for step in steps],
     )
 
 
-def _mark(box: Box, height: float, label: str, number: int) -> Mark:
+def make_mark(box: Box, height: float, label: str, number: int) -> Mark:
     """The label stands in a corner of the box, in turn, as the boxes of one trace often share corners."""
     x1, y1, x2, y2 = (value * side for value, side in zip(box, (WIDTH, height) * 2, strict=True))
-    width = _LABEL * max(1.0, 0.5 * len(label))
+    width = LABEL_HEIGHT * max(1.0, 0.5 * len(label))
     label_x = x1 if number % 4 in (0, 3) else x2 - width
-    label_y = y1 if number % 4 in (0, 1) else y2 - _LABEL
+    label_y = y1 if number % 4 in (0, 1) else y2 - LABEL_HEIGHT
     return Mark(
         *(round(value, 1) for value in (x1, y1, x2 - x1, y2 - y1)),
         label,
-        round(min(max(label_x, 0.0), WIDTH - width)),
-        round(min(max(label_y, 0.0), height - _LABEL)),
+        round(min(max(label_x, 0.0), WIDTH - width), 1),
+        round(min(max(label_y, 0.0), height - LABEL_HEIGHT), 1),
         width,
     )
 
@@ -318,7 +318,7 @@ def render(origin: Origin, counts: Tally, examples: Sequence[Example]) -> str:
         refusals=refusals(counts),
         examples=examples,
         picture_width=WIDTH,
-        label_height=_LABEL,
+        label_height=LABEL_HEIGHT,
     )
 
 

@@ -71,9 +71,9 @@ def export(folder: Folder, output: Folder) -> int:
 def image_names(scene_id: str) -> tuple[str, str]:
     """Where photograph and depth image of a scene lie, below the folder. Different scenes have different names."""
     escaped = re.sub(r"[^\w. ()+,=@/-]", lambda match: f"%{ord(match[0]):02X}", scene_id)
-    parts = [part.replace(".", "%2E") if set(part) == {"."} else part for part in escaped.split("/")]
-    name = f"images/{'/'.join(filter(None, parts))}"
-    return name, f"{name}_d.png"
+    parts = [part.replace(".", "%2E") if set(part) <= {"."} else part for part in escaped.split("/")]
+    name = "/".join(part or "%" for part in parts)  # an absolute path stays below the folder, too
+    return f"images/{name}", f"depth/{name}.png"
 
 
 def _write_rows(folder: Folder, name: str, only: Collection[str] | None = None) -> None:

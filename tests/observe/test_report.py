@@ -7,11 +7,10 @@ import dataclasses
 import io
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import pytest
+from browser import needs_chromium, num_saturated_colours, screenshot
 from PIL import Image
 
 from sif_ray.observe import examples
@@ -200,28 +199,9 @@ def test_a_plot_stays_in_its_frame():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@needs_chromium
 @pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_draws_it(page, planted, tmp_path, width):
-    shot = tmp_path / "report.png"
-    options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    subprocess.run(
-        [
-            "chromium",
-            *options.split(),
-            "--disable-component-update",
-            "--disable-sync",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            f"--screenshot={shot}",
-            f"--window-size={width},2000",
-            (planted / "report.html").as_uri(),
-        ],
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
-    picture = Image.open(shot).convert("RGB")
+def test_a_browser_draws_it(page, planted, width):
+    picture = screenshot(planted / "report.html", f"report-{width}", width, 2000)
     assert picture.width == width
-    # The pictures of the first example: dozens of saturated colours that no text or background has.
-    saturated = {pixel for _, pixel in picture.getcolors(1 << 24) if max(pixel) - min(pixel) > 90}
-    assert len(saturated) > 50
+    assert num_saturated_colours(picture) > 50  # the pictures of the first example
