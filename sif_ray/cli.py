@@ -80,7 +80,7 @@ TOOLS = {
         ),
     ),
     "eval list": Tool(
-        "sif_ray.evaluate.catalogue", "say which benchmarks there are and where their files come from", ("sat vstar",)
+        "sif_ray.evaluate.catalogue", "say which benchmarks there are and where their files come from", ("vstar",)
     ),
     "eval score": Tool(
         "sif_ray.evaluate.score",

@@ -8,11 +8,16 @@ Dimension suffixes: N items, K quantities, S scenes, B resamples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+Seed = int | Sequence[int]
+
+_NUMBERS_HELD = 1 << 22  # of a matrix in memory: about 32 MB
 
 
 @dataclass(frozen=True)
@@ -40,21 +45,63 @@ def mean_intervals(
     if not np.isfinite(values_N_K).all():
         raise ValueError("values_N_K holds a number that is not finite; leave out items without a score")
 
-    scenes, scene_N = np.unique(np.asarray(scene_ids_N), return_inverse=True)
-    sums_S_K = np.zeros((len(scenes), values_N_K.shape[1]))
-    np.add.at(sums_S_K, scene_N, values_N_K)
+    scene_N, num_scenes = _scenes(scene_ids_N)
+    sums_S_K = _sums(values_N_K, scene_N, num_scenes)
     counts_S = np.bincount(scene_N)
 
-    rng = np.random.default_rng(seed)
-    # How often each scene is drawn is all that a mean needs to know of a resample.
-    draws_B_S = rng.multinomial(len(scenes), np.full(len(scenes), 1 / len(scenes)), size=num_samples)
-    means_B_K = (draws_B_S @ sums_S_K) / (draws_B_S @ counts_S)[:, None]
+    means_B_K = np.concatenate(
+        [(draws_BS @ sums_S_K) / (draws_BS @ counts_S)[:, None] for draws_BS in draws(num_scenes, num_samples, seed)]
+    )
     tail = (1 - level) / 2
     low_K, high_K = np.quantile(means_B_K, [tail, 1 - tail], axis=0)
     return [
         Estimate(float(mean), float(low), float(high))
         for mean, low, high in zip(values_N_K.mean(axis=0), low_K, high_K, strict=True)
     ]
+
+
+def ratio_resamples(
+    ratios_N2: npt.ArrayLike, scene_ids_N: Sequence[str], *, num_samples: int, seed: Seed
+) -> tuple[float, npt.NDArray[np.float64]]:
+    """Sum of numerators over sum of denominators, of the items and of every resample; NaN for a denominator of 0.
+
+    Equal scenes and seeds give equal draws, so that two calls on the same items are paired. Raises `ValueError` for no
+    items or scene ids that do not match the rows.
+    """
+    ratios_N2 = np.asarray(ratios_N2, dtype=np.float64)
+    if ratios_N2.ndim != 2 or not len(ratios_N2) or len(scene_ids_N) != len(ratios_N2):
+        raise ValueError(
+            f"{len(scene_ids_N)} scene ids for ratios of shape {ratios_N2.shape}; give one per row, (N, 2)"
+        )
+    scene_N, num_scenes = _scenes(scene_ids_N)
+    sums_S2 = _sums(ratios_N2, scene_N, num_scenes)
+    totals_B2 = np.concatenate([draws_BS @ sums_S2 for draws_BS in draws(num_scenes, num_samples, seed)])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value, values_B = np.divide(*ratios_N2.sum(axis=0)), np.divide(*totals_B2.T)
+    return float(value), values_B
+
+
+def draws(num_scenes: int, num_samples: int, seed: Seed, width: int = 1) -> Iterator[npt.NDArray[np.int64]]:
+    """How often each scene is drawn, (some of the resamples, S): all that a mean needs to know of a resample.
+
+    As many resamples at once as keep in memory what has S or `width` numbers for each.
+    """
+    rng = np.random.default_rng(seed)
+    rows = max(1, _NUMBERS_HELD // max(num_scenes, width))
+    for start in range(0, num_samples, rows):
+        yield rng.multinomial(num_scenes, np.full(num_scenes, 1 / num_scenes), size=min(rows, num_samples - start))
+
+
+def _scenes(scene_ids_N: Sequence[str]) -> tuple[npt.NDArray[np.int64], int]:
+    """The number of each item's scene, and how many scenes there are."""
+    scenes, scene_N = np.unique(np.asarray(scene_ids_N), return_inverse=True)
+    return scene_N, len(scenes)
+
+
+def _sums(values_N_K: npt.NDArray[np.float64], scene_N: npt.NDArray[np.int64], num_scenes: int) -> npt.NDArray[Any]:
+    sums_S_K = np.zeros((num_scenes, values_N_K.shape[1]))
+    np.add.at(sums_S_K, scene_N, values_N_K)
+    return sums_S_K
 
 
 def paired_intervals(

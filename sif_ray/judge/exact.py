@@ -87,7 +87,7 @@ class ExactMatchJudge:
 
     def same(self, question: str, answer: str, prediction: str) -> bool:
         """True when `prediction` gives the same answer to `question` as `answer`."""
-        options = {letter: self._normal(text) for letter, text in _options(question).items()}
+        options = {letter: self._normal(text) for letter, text in lettered_options(question).items()}
         wanted = self._option(answer, options)
         if wanted is not None:
             return self._option(prediction, options) == wanted
@@ -140,9 +140,9 @@ def _plain_number(token: str) -> str:
     return number if number == "0" else sign + number
 
 
-def _options(question: str) -> dict[str, str]:
+def lettered_options(question: str) -> dict[str, str]:
     """{"a": text, ...} of the options a question lists as "(A) ..." or "A. ...", in alphabetical order from A."""
-    marks = []
+    marks: list[re.Match[str]] = []
     for mark in _OPTION_MARK.finditer(question):
         if mark[1] == "ABCDEFGH"[len(marks) : len(marks) + 1]:
             marks.append(mark)
