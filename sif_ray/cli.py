@@ -71,6 +71,11 @@ TOOLS = {
         "write the images that a dataset's published.json names, for LLaMA-Factory",
         ("runs/data", "s3://bucket/sif --output LLaMA-Factory/data/sif"),
     ),
+    "data import": Tool(
+        "sif_ray.datagen.llama_factory",
+        "make a dataset of traces in LLaMA-Factory's ShareGPT layout",
+        ("LLaMA-Factory/data/sif/published.json --output runs/data",),
+    ),
     "export": Tool(
         "sif_ray.policy.export",
         "write a trained policy as a Hugging Face checkpoint or as an adapter",

@@ -151,7 +151,7 @@ def test_help_lists_the_jobs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_help_of_a_family_lists_its_members_only(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["data", "--help"]) == 0
     jobs = capsys.readouterr().out.partition("jobs:\n")[2]
-    assert [line.split()[0] for line in jobs.splitlines()] == ["convert", "inspect", "export"]
+    assert [line.split()[0] for line in jobs.splitlines()] == ["convert", "inspect", "export", "import"]
 
 
 @pytest.mark.parametrize("name", cli.TOOLS)
