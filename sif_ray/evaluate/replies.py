@@ -13,7 +13,7 @@ from sif_ray.method.trace import find_answer, find_areas
 
 _EDGES = " \t\r\n*_`\"'“”‘’"  # white space, quotes and Markdown's emphasis around an answer
 _LETTER = r"(A(?=\)?[*_]*\s*(?:[.,;:!]|because|since|$))|[B-Z](?!\w))"  # "answer is A red car" names no option
-_BARE = re.compile(r"\(?([A-Za-z])[).:,]*")
+_BARE = re.compile(r"\(?([A-Za-z])[).:,*_]*")
 _STATED = re.compile(r"(?i:answer(?:\s+is)?)\s*[:=]?\s*[*_]*\(?" + _LETTER)
 _MENTIONED = re.compile(r"(?<!\w)\(?([A-Z])\)|(?i:option|choice)(?:\s+is)?\s*[:=]?\s*[*_]*" + _LETTER)
 _LEADING = re.compile(r"([A-Z])[.:]\s")

@@ -98,11 +98,14 @@ def read_rows(path: Path) -> Iterator[Row]:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise ConfigError(f"{path}: unknown kind of file; expected one of {', '.join(_READERS)}")
-    position = -1
-    for position, (place, fields) in enumerate(reader(path)):
-        if not isinstance(fields, dict):
-            raise ConfigError(f"{path}, {place}: {fields!r:.80} is not an object with fields")
-        yield Row(path, place, position, fields)
+    position, place = -1, "the start"
+    try:
+        for position, (place, fields) in enumerate(reader(path)):
+            if not isinstance(fields, dict):
+                raise ConfigError(f"{path}, {place}: {fields!r:.80} is not an object with fields")
+            yield Row(path, place, position, fields)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}, after {place}: not UTF-8 ({error.reason})") from error
     if position < 0:
         raise ConfigError(f"{path}: holds no row")
 
@@ -139,16 +142,14 @@ def _json(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    number = 0
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"line {number}", json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}, after line {number}: not UTF-8 ({error.reason})") from error
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                yield f"line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ConfigError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
 
 
 def _array(path: Path, file: TextIO, line: int) -> Iterator[tuple[str, Any]]:
@@ -191,11 +192,14 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
 def _tsv(path: Path) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(_FIELD_CHARS)
     with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t")
-        for row in rows:
-            if None in row:
-                raise ConfigError(f"{path}, line {rows.line_num}: more values than the header has columns")
-            yield f"line {rows.line_num}", {name: value or None for name, value in row.items()}
+        rows = csv.DictReader(file, delimiter="\t", strict=True)
+        try:
+            for row in rows:
+                if None in row:
+                    raise ConfigError(f"{path}, line {rows.line_num}: more values than the header has columns")
+                yield f"line {rows.line_num}", {name: value or None for name, value in row.items()}
+        except csv.Error as error:
+            raise ConfigError(f"{path}, line {rows.line_num}: not tab-separated text ({error})") from error
 
 
 _READERS: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {
