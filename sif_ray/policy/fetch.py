@@ -36,6 +36,7 @@ def fetch(url: str) -> Path:
         if not folder.exists():
             part = folder.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
             fs.copy_files(
                 remote.path, str(part), source_filesystem=remote.filesystem, destination_filesystem=fs.LocalFileSystem()
             )

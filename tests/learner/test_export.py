@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,16 +15,27 @@ import peft
 import pytest
 import torch
 import yaml
+from deepspeed.utils import safe_get_full_optimizer_state
 from reference import PlainLearner
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from sif_ray.config import ConfigError, GrpoConfig, LearnerConfig, LoraConfig, ObjectiveConfig
+from sif_ray.config import (
+    ConfigError,
+    EngineConfig,
+    GrpoConfig,
+    LearnerConfig,
+    LoraConfig,
+    ObjectiveConfig,
+    PromptConfig,
+    SamplingConfig,
+)
 from sif_ray.learner.actor import LearnerGroup
 from sif_ray.learner.engine import LearnerEngine
 from sif_ray.policy.check import check_policy
 from sif_ray.policy.export import add_arguments, run
 from sif_ray.policy.processor import PolicyProcessor
+from sif_ray.rollout.engine import RolloutEngine, RolloutRequest
 
 LORA = LoraConfig(rank=4, targets="all")
 
@@ -81,8 +93,8 @@ def greedy(policy, folder: str, group) -> list[int]:
         mm_token_type_ids=(prompt == policy.config.image_token_id).int(),
         pixel_values=torch.from_numpy(features["pixel_values"]),
         image_grid_thw=torch.tensor(group.image_grid_thw),
-        min_new_tokens=32,
         max_new_tokens=32,
+        eos_token_id=PolicyProcessor(folder).eos_token_id,
         do_sample=False,
     )
     return tokens[0, prompt.shape[1] :].tolist()
@@ -132,8 +144,34 @@ def test_an_exported_adapter_that_peft_merges_is_the_trained_policy(tiny_policy,
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("process_group_of_one")
+async def test_vllm_reads_the_exported_policy_as_it_was_trained(fresh_policy, make_group, tmp_path):
+    groups = [make_group(seed) for seed in range(2)]
+    trained, step = trained_run(tmp_path / "run", config_of(fresh_policy, lora=LORA), groups)
+    export(step, "--output", tmp_path / "out")
+    engine = RolloutEngine(
+        str(tmp_path / "out"), EngineConfig(max_model_len=512, kv_cache_gib=0.25), PromptConfig(), dtype="float32"
+    )
+    await engine.start()
+    try:
+        sampled, chosen = [
+            await engine.generate(
+                RolloutRequest("test", "test", "Which?", groups[0].group.images, num_rollouts, sampling, seed=1)
+            )
+            for num_rollouts, sampling in [(4, SamplingConfig(max_tokens=32)), (1, SamplingConfig(0.0, max_tokens=32))]
+        ]
+    finally:
+        await engine.shutdown()
+    [expected] = trained.log_probs([sampled])
+    for rollout, logprobs_T in zip(sampled.rollouts, expected, strict=True):
+        np.testing.assert_allclose(rollout.logprobs_T, logprobs_T, atol=1e-3)
+    assert chosen.rollouts[0].token_ids_T.tolist() == greedy(trained._policy.eval(), fresh_policy, chosen)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("process_group_of_one")
 @pytest.mark.parametrize("lora", [LoraConfig(), LORA], ids=["whole", "lora"])
-def test_weights_divided_among_two_ranks_are_joined(ray_local, tiny_policy, make_group, tmp_path, lora):
+def test_what_two_ranks_divided_is_joined(ray_local, tiny_policy, make_group, tmp_path, lora):
     groups = [make_group(seed) for seed in range(2)]
     config = config_of(tiny_policy, num_ranks=2, zero_stage=3, num_cpus_per_rank=0.5, lora=lora)
     step = tmp_path / "run" / "checkpoints" / "step-000001"
@@ -153,6 +191,36 @@ def test_weights_divided_among_two_ranks_are_joined(ray_local, tiny_policy, make
     write_settings(tmp_path / "run", config)
     export(step, "--output", tmp_path / "out")
     check_log_probs(tmp_path / "out", groups, expected)
+    export(step, "--output", tmp_path / "universal", "--universal")
+    alone = engine_of(dataclasses.replace(config, learner=dataclasses.replace(config.learner, num_ranks=1)))
+    load_universal(alone, tmp_path / "universal")
+    found = alone.log_probs([scored.group for scored in groups])
+    for found_G, expected_G in zip(found, expected, strict=True):
+        np.testing.assert_allclose(np.concatenate(found_G), np.concatenate(expected_G), atol=1e-4)
+
+
+def load_universal(engine: LearnerEngine, folder: Path) -> None:
+    """As any DeepSpeed program does, with {"checkpoint": {"load_universal": true}} in its configuration."""
+    engine._engine._config.load_universal_checkpoint = True
+    engine._engine.load_checkpoint(str(folder), load_module_strict=False)
+
+
+@pytest.mark.usefixtures("process_group_of_one")
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_universal_checkpoint_holds_weights_and_moments(tiny_policy, make_group, tmp_path, zero_stage):
+    groups = [make_group(seed) for seed in range(2)]
+    config = config_of(tiny_policy, zero_stage=zero_stage)
+    engine, step = trained_run(tmp_path / "run", config, groups)
+    export(step, "--output", tmp_path / "universal", "--universal")
+    fresh = engine_of(config)
+    load_universal(fresh, tmp_path / "universal")
+    assert fresh.step == 2
+    for found, expected in zip(*(e.log_probs([groups[0].group])[0] for e in (fresh, engine)), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    for (name, own), trained in zip(fresh._policy.named_parameters(), engine._policy.parameters(), strict=True):
+        for moment in ("exp_avg", "exp_avg_sq"):
+            found, expected = (safe_get_full_optimizer_state(weight, moment) for weight in (own, trained))
+            torch.testing.assert_close(found, expected, atol=0, rtol=0, msg=f"{moment} of {name}")
 
 
 def test_an_adapter_in_the_layout_of_llama_factory_is_merged(tiny_policy, tmp_path):
