@@ -88,6 +88,7 @@ def run(config: GrpoConfig) -> None:
     )
     check_object_store(config, plan.shape.num_parameters if plan.shape else None, samples.values())
     policy = check_policy(config.policy, engine_on_cpu=not config.engine.num_gpus)
+    on_nodes = policy if Path(config.policy).is_dir() else config.policy  # of a hub or a store each has its own copy
     check_training_room(config.output, policy, config.learner, config.checkpoints_kept)
     check_trackers(config.trackers)
     output = Path(config.output).resolve()  # absolute: actors may have another working directory
@@ -111,9 +112,9 @@ def run(config: GrpoConfig) -> None:
             eval_samples,
             RunFolder(output, config),
             checkpoints,
-            engines=_engine_factory(config, policy, room),
+            engines=_engine_factory(config, on_nodes, room),
             scorers=_scorer_factory(config, output, room),
-            make_learner=lambda: LearnerGroup(replace(config, policy=policy), room.options),
+            make_learner=lambda: LearnerGroup(replace(config, policy=on_nodes), room.options),
         )
         asyncio.run(train(parts))
     log.info("the policy is in %s", output / "checkpoint")
