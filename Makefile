@@ -35,7 +35,7 @@ lint: env ## Check style, and types of method/, records.py and config.py
 	$(BIN)/mypy
 
 clean: ## Remove the environment and what tools have cached; runs/ stays
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build artefacts *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

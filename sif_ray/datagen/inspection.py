@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -86,20 +87,20 @@ def read_origin(folder: Folder) -> Origin:
 
 
 def facts(origin: Origin) -> Iterator[tuple[str, str]]:
-    """What the page says about the origin: (name, value)."""
-    config = origin.config
-    yield "source", " ".join([config["source"], *config["input"]])
+    """What is said about the origin, the most important first: (name, value)."""
+    config, teacher = origin.config, origin.config["teacher"]
+    yield "source", config["source"]
     yield "profile", config["profile"]
-    teacher = config["teacher"]
-    yield "teacher", " ".join(filter(None, [teacher["kind"], teacher["model"]]))
+    yield "teacher", f"{teacher['kind']} {teacher['model']}".rstrip()
     yield "depth model", config["depth_model"]
+    yield "input", ", ".join(config["input"]) or "none"
     yield "seed", str(config["seed"])
     yield "configuration", origin.config_hash
     yield "finished" if origin.manifest else "begun", f"{origin.changed:%Y-%m-%d %H:%M} UTC"
     yield "shards", f"{origin.num_done:,} of {origin.num_shards:,}"
     if origin.manifest:
-        yield "seconds", f"{origin.manifest['seconds']:,.0f}"
         environment = origin.manifest["environment"]
+        yield "seconds", f"{origin.manifest['seconds']:,.0f}"
         yield "commit", (environment["commit"] or "not known")[:12] + (" with changes" if environment["dirty"] else "")
         yield "Python", environment["python"]
         yield from environment["packages"].items()
@@ -242,14 +243,16 @@ class Example:
 
 
 def draw_examples(folder: Folder, counts: Tally) -> list[Example]:
-    """`NUM_EXAMPLES` accepted rows, evenly over the datasets and always the same ones."""
+    """`NUM_EXAMPLES` accepted rows, evenly over the datasets and in turns, always the same ones."""
     shards = {sample_id: shard for ids in counts.ids_by_dataset.values() for sample_id, shard in ids.items()}
     ids_by_shard: dict[str, list[str]] = {}
     for sample_id in stratified(counts.ids_by_dataset, NUM_EXAMPLES, EXAMPLE_SEED):
         ids_by_shard.setdefault(shards[sample_id], []).append(sample_id)
     rows = [row for shard, ids in ids_by_shard.items() for row in read_rows(folder.child(ACCEPTED), shard, ids)]
-    samples = sorted(map(sample_from_row, rows), key=lambda sample: (sample.dataset, sample.sample_id))
-    return [_example(sample) for sample in samples]
+    by_dataset: dict[str, list[Sample]] = {}
+    for sample in sorted(map(sample_from_row, rows), key=lambda sample: (sample.dataset, sample.sample_id)):
+        by_dataset.setdefault(sample.dataset, []).append(sample)
+    return [_example(sample) for turn in zip_longest(*by_dataset.values()) for sample in turn if sample is not None]
 
 
 def _example(sample: Sample) -> Example:
