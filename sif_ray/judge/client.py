@@ -71,7 +71,8 @@ class ChatClient:
         """Send the keyword arguments `request` of a chat completion. Raises `CallError`."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                found = await self._client.chat.completions.create(**request)
+                # Not `chat.completions.create`, which walks through every part of a request for milliseconds.
+                found = await self._client.post("/chat/completions", cast_to=ChatCompletion, body=dict(request))
         except TimeoutError as error:
             raise _down("timeout", f"no reply within {self._timeout_s:g} s") from error
         except APIStatusError as error:
