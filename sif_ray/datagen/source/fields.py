@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from sif_ray.datagen.annotations import Annotation, Frame
@@ -35,22 +34,23 @@ def make_annotation(
     applies: text of another type counts as empty, boxes that are no lists of four finite numbers as invalid.
     """
     found, boxes_error = _boxes(boxes)
-    annotation = Annotation(
-        sample_id="",
+    content = (text(image), text(question), text(answer), found)
+    return Annotation(
+        sample_id=_sample_id(row, dataset, content),
         dataset=dataset,
         split=text(row.get("split")),
-        image=text(image),
-        question=text(question),
+        image=content[0],
+        question=content[1],
         question_type=question_type,
-        answer=text(answer),
+        answer=content[2],
         boxes=found,
         frame=frame,
         names=_names(names, len(found)),
         width=side_px(row.get("width")),
         height=side_px(row.get("height")),
         depth=text(depth),
+        error=_error(*content[:3], boxes_error),
     )
-    return replace(annotation, sample_id=_sample_id(row, annotation), error=_error(annotation, boxes_error))
 
 
 def broken_annotation(sample_id: str, error: str) -> Annotation:
@@ -60,15 +60,19 @@ def broken_annotation(sample_id: str, error: str) -> Annotation:
 
 def text(value: object) -> str:
     """`value` without white space around it; a number as its digits; "" for what is no text or cannot be stored."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value) if math.isfinite(value) else ""
-    if not isinstance(value, str):
-        return ""
+    if isinstance(value, str):
+        return value.strip() if value.isascii() or _can_be_stored(value) else ""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    return ""
+
+
+def _can_be_stored(value: str) -> bool:
     try:
         value.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
-        return ""
-    return value.strip()
+        return False
+    return True
 
 
 def side_px(value: object) -> int:
@@ -78,12 +82,12 @@ def side_px(value: object) -> int:
     return int(value) if value == int(value) else 0
 
 
-def _error(annotation: Annotation, boxes_error: str) -> str:
-    if not annotation.image:
+def _error(image: str, question: str, answer: str, boxes_error: str) -> str:
+    if not image:
         return "image_missing"
-    if not annotation.question:
+    if not question:
         return "question_empty"
-    return boxes_error or ("" if annotation.answer else "answer_empty")
+    return boxes_error or ("" if answer else "answer_empty")
 
 
 def _boxes(value: object) -> tuple[tuple[tuple[float, ...], ...], str]:
@@ -104,10 +108,8 @@ def _names(value: object, num_boxes: int) -> tuple[str, ...]:
     return names if len(names) == num_boxes and all(names) else ()
 
 
-def _sample_id(row: Mapping[str, Any], annotation: Annotation) -> str:
+def _sample_id(row: Mapping[str, Any], dataset: str, content: tuple[object, ...]) -> str:
     own = next((name for key in _ID_KEYS if (name := text(row.get(key)))), "")
     if not own:
-        content = (annotation.image, annotation.question, annotation.answer, annotation.boxes)
         own = hashlib.blake2b(repr(content).encode(), digest_size=_HASH_BYTES).hexdigest()
-    prefix = f"{annotation.dataset}-"
-    return own if own.startswith(prefix) else prefix + own
+    return own if own.startswith(f"{dataset}-") else f"{dataset}-{own}"

@@ -59,7 +59,7 @@ class FileSource:
         return Picture(annotation, image, depth_image=depth_image, depth_source="measured")
 
     def _row_annotations(self, file: InputFile) -> Iterator[Annotation]:
-        row_format = FORMATS[self.format]
+        row_format, stem = FORMATS[self.format], file.stem
         rows = row_format.rows(file)
         head = list(itertools.islice(rows, _HEAD_ROWS))
         self._check_layout(file, head)
@@ -67,7 +67,7 @@ class FileSource:
             if row is None:
                 yield broken_annotation(f"{file.name}:{number}", "json_broken")
             else:
-                yield row_format.to_annotation(row, file.stem, self.profile)
+                yield row_format.to_annotation(row, stem, self.profile)
 
     def _check_layout(self, file: InputFile, head: list[Row]) -> None:
         layouts = FORMATS[self.format].layouts

@@ -46,6 +46,11 @@ class InputFile:
         """The name without its ending: the dataset of annotations that name none."""
         return PurePosixPath(self.name.removesuffix(".gz")).stem
 
+    @property
+    def has_lines(self) -> bool:
+        """Whether the name says that it is JSON Lines."""
+        return self.name.removesuffix(".gz").endswith(".jsonl")
+
     def open(self) -> io.BufferedReader:
         """Its bytes, unpacked where the name ends in .gz."""
         return io.BufferedReader(self.filesystem.open_input_stream(self.path))
@@ -74,16 +79,16 @@ def _files(place: str) -> list[InputFile]:
 
 
 def json_rows(file: InputFile) -> Iterator[Row]:
-    """The objects of a JSON array, or of a file with one object per line; blank lines are left out.
+    """The objects of a JSON array, or of a file with one object per line, as which one called .jsonl is read.
 
-    A broken line is a row without fields. Raises `ConfigError` for a file that cannot be read, and where an array is
-    broken or breaks off, as nothing can be told about what follows.
+    Blank lines are left out. A broken line is a row without fields. Raises `ConfigError` for a file that cannot be
+    read, and where an array is broken or breaks off, as nothing can be told about what follows.
     """
     try:
         with file.open() as stream:
             if stream.peek(3)[:3] == _BYTE_ORDER_MARK:
                 stream.read(3)
-            if stream.peek(1).lstrip()[:1] == b"[":
+            if not file.has_lines and stream.peek(1).lstrip()[:1] == b"[":
                 for number, element in enumerate(array_items(file, stream, "item"), start=1):
                     yield number, element if isinstance(element, dict) else None
             else:
