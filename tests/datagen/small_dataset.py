@@ -25,11 +25,15 @@ NUM_SCENES = 12
 
 @dataclass(frozen=True)
 class SmallDataset:
-    """Where it is, the rows of the annotation file it was made of, and the reasons that its broken rows must get."""
+    """How it was made, the good rows of its annotation file, and the reasons that its broken rows must get."""
 
-    place: str
+    config: GenerateConfig
     rows: list[dict[str, Any]]
     reasons: dict[str, str]  # by sample id
+
+    @property
+    def place(self) -> str:
+        return self.config.output
 
 
 def annotation_rows(images: Path) -> list[dict[str, Any]]:
@@ -99,4 +103,4 @@ def make_small_dataset(place: str, work: Path, num_shards: int | None = None) ->
     if num_shards is None:
         stage.run(config)  # every shard is there: it counts them, publishes and writes the manifest
     reasons = {f"{row['dataset']}-{row['id']}": reason for reason, row in broken.items()}
-    return SmallDataset(place, rows, reasons)
+    return SmallDataset(config, rows, reasons)
