@@ -206,20 +206,35 @@ def load_universal(engine: LearnerEngine, folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("process_group_of_one")
-@pytest.mark.parametrize("zero_stage", [2, 3])
-def test_a_universal_checkpoint_holds_weights_and_moments(tiny_policy, make_group, tmp_path, zero_stage):
+def test_a_universal_checkpoint_goes_on_as_the_trained_engine_does(tiny_policy, make_group, tmp_path):
     groups = [make_group(seed) for seed in range(2)]
-    config = config_of(tiny_policy, zero_stage=zero_stage)
-    engine, step = trained_run(tmp_path / "run", config, groups)
+    config = config_of(tiny_policy, zero_stage=2)
+    trained, step = trained_run(tmp_path / "run", config, groups)
     export(step, "--output", tmp_path / "universal", "--universal")
     fresh = engine_of(config)
     load_universal(fresh, tmp_path / "universal")
     assert fresh.step == 2
-    for found, expected in zip(*(e.log_probs([groups[0].group])[0] for e in (fresh, engine)), strict=True):
+    for engine in (trained, fresh):
+        engine.train_step(groups, 2)  # with the moments of Adam, which are in the checkpoint too
+    for found, expected in zip(*(e.log_probs([groups[0].group])[0] for e in (fresh, trained)), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.usefixtures("process_group_of_one")
+def test_a_universal_checkpoint_of_zero_3_holds_weights_and_moments(tiny_policy, make_group, tmp_path):
+    """Not by a further step: DeepSpeed 0.19 gives all groups of weights one counter of steps, so torch's AdamW counts
+    each step twice after such a load."""
+    groups = [make_group(seed) for seed in range(2)]
+    config = config_of(tiny_policy, zero_stage=3)
+    trained, step = trained_run(tmp_path / "run", config, groups)
+    export(step, "--output", tmp_path / "universal", "--universal")
+    fresh = engine_of(config)
+    load_universal(fresh, tmp_path / "universal")
+    for found, expected in zip(*(e.log_probs([groups[0].group])[0] for e in (fresh, trained)), strict=True):
         np.testing.assert_array_equal(found, expected)
-    for (name, own), trained in zip(fresh._policy.named_parameters(), engine._policy.parameters(), strict=True):
+    for (name, own), other in zip(fresh._policy.named_parameters(), trained._policy.parameters(), strict=True):
         for moment in ("exp_avg", "exp_avg_sq"):
-            found, expected = (safe_get_full_optimizer_state(weight, moment) for weight in (own, trained))
+            found, expected = (safe_get_full_optimizer_state(weight, moment) for weight in (own, other))
             torch.testing.assert_close(found, expected, atol=0, rtol=0, msg=f"{moment} of {name}")
 
 
