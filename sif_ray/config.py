@@ -654,6 +654,14 @@ def _teacher_relations(config: TeacherConfig) -> Iterator[str]:
         yield f"actors_max ({config.actors_max}) is below actors_min ({config.actors_min}); raise it or lower the other"
 
 
+def _warmup_relations(config: WarmupConfig) -> Iterator[str]:
+    ranks = config.learner.num_ranks
+    if config.batch_size < ranks:
+        yield f"batch_size = {config.batch_size} is below learner.num_ranks ({ranks}): a rank would have none; raise it"
+    if config.min_ranks > ranks:
+        yield f"min_ranks ({config.min_ranks}) is above learner.num_ranks ({ranks}); lower it, or set it to 0"
+
+
 def _grpo_relations(config: GrpoConfig) -> Iterator[str]:
     engine, learner = config.engine, config.learner
     if 0 < config.stuck_after_s <= config.lease_timeout_s:
@@ -701,6 +709,7 @@ _RELATIONS: dict[type[Any], Callable[[Any], Iterator[str]]] = {
     JudgeConfig: _endpoint_relations,
     LearnerConfig: _learner_relations,
     TeacherConfig: _teacher_relations,
+    WarmupConfig: _warmup_relations,
 }
 """What must hold between the keys of a block: each yields what is wrong, beginning with a key, and the way out."""
 

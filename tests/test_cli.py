@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import yaml
 
 from sif_ray import cli
 from sif_ray.config import ConfigError, RewardConfig, load
+from sif_ray.datagen.dataset import FORMAT
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -31,8 +33,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stage_of(config: Path) -> str:
     """The job a shipped configuration is for: its name starts with the job's, real photographs are generated from, and
-    the published method is GRPO."""
-    if config.parent.name == "published":
+    the other published ones are GRPO's."""
+    if config.parent.name == "published" and not config.stem.startswith("warmup"):
         return "grpo"
     return next((name for name in cli.JOBS if config.stem.startswith(name)), "generate")
 
@@ -190,7 +192,7 @@ def test_every_shipped_configuration_dry_runs(config: Path, capsys: pytest.Captu
     assert plan.strip()
 
 
-PUBLISHED = [path for path in CONFIGS if path.parent.name == "published"]
+PUBLISHED = [path for path in CONFIGS if path.parent.name == "published" and stage_of(path) == "grpo"]
 # machines, learner ranks, engines
 PUBLISHED_LAYOUTS = {"as-released": (1, 2, 6), "split": (1, 4, 4), "colocated": (1, 8, 8), "two-nodes": (2, 8, 8)}
 
@@ -228,13 +230,35 @@ def test_the_released_hyper_parameters_are_those_of_the_released_run() -> None:
     assert config.rewards == RewardConfig()  # the four terms at weight 1, no gate
 
 
+def test_the_released_warm_up_is_that_of_the_released_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = str(ROOT / "configs/published/warmup_qwen2_5_vl_7b.yaml")
+    config = load("warmup", path)
+    learner = config.learner
+    assert (learner.lora.rank, learner.lora.alpha, learner.lora.dropout, learner.freeze_vision) == (8, 16, 0.0, True)
+    assert (learner.learning_rate, learner.lr_schedule, learner.warmup_share) == (1e-4, "cosine", 0.1)
+    assert (config.epochs, config.batch_size, config.eval_share, config.eval_every) == (3, 128, 0.1, 100)
+    assert (config.max_pixels, config.max_length, config.checkpoint_every) == (512 * 512, 2048, 200)
+    manifest = {"format": FORMAT, "counts": {"splits": {"train": {"accepted": 50_000}}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert cli.main(["warmup", "--config", path, "--dry-run", f"data={tmp_path}"]) == 0
+    shown = capsys.readouterr().out
+    assert "about 1055 = 3 epochs of 45000 rows in batches of 128 (16 a rank)" in shown
+    assert "8.29 B parameters + 21.4 M of LoRA, 21.4 M trained" in shown and "learner rank: " in shown
+
+
 def test_a_plan_that_cannot_work_is_status_2_in_a_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
     config = str(ROOT / "configs/published/7b-split.yaml")
     assert cli.main(["grpo", "--config", config, "--dry-run", "num_engines=5"]) == 2
     assert "9 GPUs (4 learner ranks + 5 engines x 1)" in capsys.readouterr().err
 
 
-LIGHT = [["grpo", "--dry-run"], ["generate", "--dry-run"], *([*name.split(), "--help"] for name in cli.TOOLS)]
+LIGHT = [
+    *([job, "--dry-run"] for job in ("grpo", "warmup", "generate")),
+    *([*name.split(), "--help"] for name in cli.TOOLS),
+]
 
 
 @pytest.mark.parametrize("arguments", LIGHT, ids=" ".join)

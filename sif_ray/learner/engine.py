@@ -46,7 +46,7 @@ from sif_ray.policy.model import freeze_vision, load_policy, resolve_model, save
 from sif_ray.policy.processor import PolicyProcessor
 from sif_ray.policy.shards import skeleton
 from sif_ray.policy.stored_adapter import adapter_of
-from sif_ray.policy.universal import to_universal
+from sif_ray.policy.universal import mend_optimizer, to_universal
 from sif_ray.records import RolloutGroup, ScoredGroup
 
 log = logging.getLogger(__name__)
@@ -487,10 +487,13 @@ class LearnerEngine:
             shutil.rmtree(universal, ignore_errors=True)
             to_universal(written, universal)
         dist.barrier()
+        weight_decays = [group["weight_decay"] for group in self._optimizer.param_groups]
         config = self._engine._config
         config.load_universal_checkpoint = True  # DeepSpeed knows the wish only as a part of its configuration
         _, state = self._engine.load_checkpoint(str(written.parent), tag=universal.name, load_module_strict=False)
         config.load_universal_checkpoint = False
+        if self._config.zero_stage == 3:
+            mend_optimizer(self._optimizer.optimizer, weight_decays)
         dist.barrier()
         if self._is_first:
             shutil.rmtree(universal)

@@ -1,4 +1,4 @@
-"""What a warm-up will take: steps, memory of a rank, room on the disk. No torch."""
+"""What a warm-up will take: steps and the memory of a rank. No torch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from sif_ray.config import ConfigError, LearnerConfig, WarmupConfig
 from sif_ray.datagen.dataset import DatasetError, read_manifest
 from sif_ray.learner.schedule import learning_rate
-from sif_ray.resources.memory import bytes_per_weight, learner_memory, trained_parameters
+from sif_ray.resources.memory import learner_memory
 from sif_ray.resources.plan import learner_lines
-from sif_ray.resources.shapes import PolicyShape, find_shape
+from sif_ray.resources.shapes import find_shape
 
 
 def num_steps(config: WarmupConfig, num_rows: int) -> int:
@@ -20,14 +20,6 @@ def num_steps(config: WarmupConfig, num_rows: int) -> int:
             "on; lower it"
         )
     return max(1, round(config.epochs * num_rows / config.batch_size))
-
-
-def disk_bytes(shape: PolicyShape, config: WarmupConfig) -> int:
-    """The most that a run writes: the checkpoints that are kept and one more while it is written, each with weights and
-    two moments of Adam in float32 and the trained weights as they are, and two copies of the policy."""
-    trained = trained_parameters(shape, config.learner)
-    checkpoint = trained * (12 + bytes_per_weight(config.learner))
-    return (config.checkpoints_kept + 1) * checkpoint + 2 * bytes_per_weight(config.learner) * shape.num_parameters
 
 
 def describe(config: WarmupConfig) -> str:
@@ -77,4 +69,3 @@ def _size_lines(config: WarmupConfig) -> Iterator[str]:
         return
     memory = learner_memory(shape, config.learner, holds_reference=False)
     yield from learner_lines(shape, source, config.learner, memory)
-    yield f"Disk: up to {disk_bytes(shape, config) / 1e9:.3g} GB in {config.output}"

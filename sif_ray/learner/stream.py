@@ -21,12 +21,12 @@ import ray.data
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from sif_ray.config import PromptConfig
-from sif_ray.datagen.dataset import ACCEPTED, as_folder
 from sif_ray.learner.microbatches import spread
 from sif_ray.learner.order import Shard, Window, rows_of
 from sif_ray.learner.rows import Scene, Share, encode_share, scenes
 from sif_ray.policy.processor import PolicyProcessor
 from sif_ray.records import SAMPLE_SCHEMA, sample_from_row
+from sif_ray.storage import Folder
 
 READERS = 2  # windows that are read at once: the next one while this one is trained
 READER_CPUS, ENCODER_CPUS = 0.5, 1.0  # logical CPUs of a task; there is one encoder for each rank
@@ -38,7 +38,7 @@ LOOP_PAUSE_S = 0.02
 class RowStream:
     """Which rows to stream, in which order and how they are encoded."""
 
-    data: str
+    folder: Folder  # of the shards
     shards: tuple[Shard, ...]
     windows: tuple[Window, ...]
     batch_size: int  # rows of a step
@@ -125,7 +125,6 @@ def _read(
     numbers: pa.Table, stream: RowStream, windows: Sequence[Window], wanted: range, num_shares: int
 ) -> Iterator[pa.Table]:
     window = windows[numbers["id"][0].as_py()]
-    folder = as_folder(stream.data).child(ACCEPTED)
     places = [
         (position // stream.batch_size, *place)
         for position, place in enumerate(rows_of(window, stream.shards), start=window.first_row)
@@ -133,7 +132,9 @@ def _read(
     ]
     tables = {
         number: pq.read_table(
-            folder.path_of(stream.shards[number].file), columns=SAMPLE_SCHEMA.names, filesystem=folder.filesystem
+            stream.folder.path_of(stream.shards[number].file),
+            columns=SAMPLE_SCHEMA.names,
+            filesystem=stream.folder.filesystem,
         )
         for number in {number for _, number, _ in places}
     }

@@ -14,6 +14,7 @@ import logging
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,15 @@ from sif_ray.checkpoints import (
     remove_leftovers,
 )
 from sif_ray.config import ConfigError, WarmupConfig, validate
-from sif_ray.datagen.dataset import SUBSETS, as_folder, read_manifest
+from sif_ray.datagen.dataset import ACCEPTED, SUBSETS, as_folder, read_manifest
 from sif_ray.learner.order import Shard, evaluation_windows, training_windows
-from sif_ray.learner.plan import disk_bytes, num_steps
+from sif_ray.learner.plan import num_steps
 from sif_ray.learner.rows import index_rows
 from sif_ray.learner.stream import ENCODER_CPUS, READER_CPUS, RowStream
 from sif_ray.learner.warmup_rank import METRICS, TRAIL, WarmupJob, train_rank
 from sif_ray.observe.run_folder import RunFolder, kept_to_itself
 from sif_ray.policy.adapter import starting_adapter
-from sif_ray.policy.check import check_policy, check_room, read_config
-from sif_ray.resources.shapes import find_shape
+from sif_ray.policy.check import check_policy, check_training_room, read_config
 from sif_ray.runtime import ray_session
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def run(config: WarmupConfig) -> None:
 
 def make_job(config: WarmupConfig) -> WarmupJob:
     """What the ranks have to do, with everything checked that can be checked before they start."""
-    output = Path(config.output).resolve()  # absolute: workers have another working directory
+    output = Path(config.output).resolve()  # absolute, like all paths: workers have another working directory
     manifest = read_manifest(config.data)
     _check_split(config, manifest["counts"]["splits"])
     policy = check_policy(config.policy)
@@ -100,14 +100,16 @@ def make_job(config: WarmupConfig) -> WarmupJob:
         "contents of policy": digest_folder(Path(policy)),
         "contents of data": digest_values(manifest),
     }
-    if config.learner.lora.adapter:
-        starting_adapter(config.learner.lora, policy)
-        settings["contents of adapter"] = digest_folder(Path(config.learner.lora.adapter))
-    shape, _ = find_shape(policy)
-    if shape is not None:
-        check_room(output, disk_bytes(shape, config))
+    lora = config.learner.lora
+    if lora.adapter:
+        lora = replace(lora, adapter=str(Path(lora.adapter).resolve()))
+        starting_adapter(lora, policy)
+        settings["contents of adapter"] = digest_folder(Path(lora.adapter))
+        config = replace(config, learner=replace(config.learner, lora=lora))
+    check_training_room(config.output, policy, config.learner, config.checkpoints_kept)
     trained, held_back = index_rows(config.data, config.split, config.eval_share)
     steps = num_steps(config, sum(shard.num_rows for shard in trained))
+    policy = policy if Path(config.policy).is_dir() else config.policy  # of a hub or a store each node has its own copy
     train = _stream(config, policy, trained, training_windows(trained, steps * config.batch_size, config.seed))
     if config.eval_share and not held_back:
         raise ConfigError(
@@ -120,7 +122,7 @@ def make_job(config: WarmupConfig) -> WarmupJob:
 
 def _stream(config: WarmupConfig, policy: str, shards: Sequence[Shard], windows: Sequence[Any]) -> RowStream:
     return RowStream(
-        config.data,
+        as_folder(config.data).child(ACCEPTED),
         tuple(shards),
         tuple(windows),
         batch_size=config.batch_size,

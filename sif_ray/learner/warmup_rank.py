@@ -29,7 +29,7 @@ class WarmupJob:
     """What every rank is told."""
 
     config: WarmupConfig
-    policy: str  # a folder
+    policy: str
     output: Path
     settings: Mapping[str, Any]  # of the checkpoints
     num_steps: int

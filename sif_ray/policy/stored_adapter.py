@@ -120,5 +120,5 @@ def _fits(name: str, shape: Iterable[int], shapes: Mapping[str, tuple[int, ...]]
         found = f"has shape {shapes[name]} there" if name in shapes else "is not there"
         raise ConfigError(
             f"{where}: the adapter changes {name} of shape {tuple(shape)}, which {found} in the base {base}; it is of "
-            "another base: name the right one with --base"
+            "another base; name the right one"
         )

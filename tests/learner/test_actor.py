@@ -9,10 +9,10 @@ import signal
 import time
 
 import numpy as np
-import psutil
 import pytest
 import ray
 import torch
+from processes import processes_named
 
 from sif_ray.config import GrpoConfig, LearnerConfig, LoraConfig
 from sif_ray.learner import process_group
@@ -122,6 +122,34 @@ def test_fresh_ranks_resume_exactly(ray_local, tiny_policy, make_group, merge_by
     asyncio.run(resume())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [2, 3])
+@pytest.mark.parametrize("lora", [LoraConfig(), LoraConfig(rank=4)])
+def test_another_number_of_ranks_goes_on_with_the_same_weights_and_optimiser(
+    ray_local, tiny_policy, make_group, tmp_path, lora, zero_stage
+):
+    groups = [make_group(0), make_group(1, (4, 11))]
+
+    async def resume():
+        async with started(config_of(tiny_policy, 2, zero_stage, lora)) as learner:
+            await learner.train(groups, version=0)
+            await learner.save_checkpoint(str(tmp_path), {"version": 1})
+            weights = await published(learner, 1)
+            expected = await learner.train(groups, version=1)
+            later = await published(learner, 2)
+        async with started(config_of(tiny_policy, 1, zero_stage, lora)) as learner:
+            assert await learner.load_checkpoint(str(tmp_path)) == {"version": 1}
+            assert differences(await published(learner, 1), weights).max() < 1e-7
+            metrics = await learner.train(groups, version=1)
+            apart = differences(await published(learner, 2), later)
+        for name in ("loss", "kl", "grad_norm", "lr"):
+            assert metrics[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-5)
+        assert (apart < 1e-5).float().mean() > 0.95  # where a gradient is rounding noise, Adam may go either way
+        assert not (tmp_path / "step1_universal").exists()
+
+    asyncio.run(resume())
+
+
 def test_ranks_end_with_one_that_is_killed_and_start_afresh(ray_local, tiny_policy, make_group):
     config = config_of(tiny_policy, num_ranks=2, zero_stage=2)
     small, large = [make_group(0)], [make_group(seed, (90,) * 8) for seed in range(8)]
@@ -130,11 +158,11 @@ def test_ranks_end_with_one_that_is_killed_and_start_afresh(ray_local, tiny_poli
         async with started(config) as learner:
             first = await learner.train(small, version=0)
             step = asyncio.ensure_future(learner.train(large, version=1))
-            while len(processes("ray::LearnerActor.train")) < 2:
+            while len(processes_named("ray::LearnerActor.train")) < 2:
                 assert not step.done()
                 await asyncio.sleep(0.05)
             await asyncio.sleep(0.3)
-            old = processes("ray::LearnerActor.train")
+            old = processes_named("ray::LearnerActor.train")
             assert len(old) == 2
             os.kill(old[1].pid, signal.SIGKILL)
             killed_s = time.monotonic()
@@ -155,13 +183,3 @@ def consolidated(folder: str) -> dict[str, torch.Tensor]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     return get_fp32_state_dict_from_zero_checkpoint(folder, exclude_frozen_parameters=True)
-
-
-def processes(title: str) -> list[psutil.Process]:
-    """Processes below this one whose title begins so; Ray names workers by what they do."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if (process.cmdline() or [""])[0].startswith(title):
-                found.append(process)
-    return found

@@ -132,9 +132,6 @@ def test_a_checkpoint_of_another_layout_is_refused(tiny_policy, tmp_path):
     engine_of(tiny_policy, zero_stage=2).save_checkpoint(str(tmp_path), {})
     with pytest.raises(LearnerError, match=r"'zero_stage': 2.*'zero_stage': 0.*resume with the same"):
         engine_of(tiny_policy, zero_stage=0).load_checkpoint(str(tmp_path))
-    (tmp_path / "step0" / "rank0.pt").unlink()
-    with pytest.raises(LearnerError, match=r"rank0.pt: missing; resume with the learner.num_ranks"):
-        engine_of(tiny_policy, zero_stage=2).load_checkpoint(str(tmp_path))
 
 
 def test_saved_policy_is_a_checkpoint_of_the_trained_weights(tiny_policy, groups, tmp_path):
