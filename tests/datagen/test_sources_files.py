@@ -241,11 +241,12 @@ def test_own_annotations_come_as_lines_or_as_parquet(tmp_path):
     rows = [
         OWN
         | {"split": "test", "question_type": "what", "names": ["cup"], "depth": "7_d.png", "width": 64, "height": 48},
-        OWN | {"id": "8", "answer": 3, "boxes": [[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.6, 0.6]]},
+        OWN | {"id": 8, "answer": 3, "boxes": [[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.6, 0.6]]},
         OWN | {"id": None, "names": ["one", "too many"]},
     ]
     found = read("jsonl", jsonl(tmp_path / "own.jsonl", rows))
     columns = [row | {"answer": str(row["answer"])} for row in rows]
+    columns[1]["id"] = "a-8"  # a column has one type
     pq.write_table(pa.Table.from_pylist([dict.fromkeys(columns[0]) | row for row in columns]), tmp_path / "own.parquet")
     assert read("parquet", tmp_path / "own.parquet") == found
     assert [annotation.sample_id for annotation in found[:2]] == ["a-7", "a-8"]
@@ -434,7 +435,7 @@ def test_files_are_named_one_by_one_by_patterns_or_packed(tmp_path):
         gzip.compress(b"\xef\xbb\xbf" + json.dumps({**OWN, "dataset": None}).encode())
     )
     by_pattern = read("jsonl", tmp_path / "*.jsonl*")
-    assert [annotation.sample_id for annotation in by_pattern] == ["a-1", "b-1", "c-a-7"]
+    assert [annotation.sample_id for annotation in by_pattern] == ["a-1", "b-1", "a-7"]
     assert by_pattern[2].dataset == "c"
     assert read("jsonl", tmp_path / "a.jsonl", tmp_path / "[b].jsonl", tmp_path / "c.jsonl.gz") == by_pattern
     for place, words in {

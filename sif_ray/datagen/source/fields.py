@@ -26,17 +26,19 @@ def make_annotation(
     frame: Frame,
     names: object = (),
     depth: object = "",
+    sample_id: str = "",
 ) -> Annotation:
     """An annotation from what a row holds, which may be anything.
 
-    Its id is `<dataset>-<the row's own id>`, or has a hash of image, question, answer and boxes where the row has none.
+    Its id is `sample_id`, or else `<dataset>-<the row's own id>`, which without one is a hash of image, question, answer
+    and boxes.
     Its error is `image_missing`, `question_empty`, `boxes_missing`, `boxes_invalid` or `answer_empty`, the first that
     applies: text of another type counts as empty, boxes that are no lists of four finite numbers as invalid.
     """
     found, boxes_error = _boxes(boxes)
     content = (text(image), text(question), text(answer), found)
     return Annotation(
-        sample_id=_sample_id(row, dataset, content),
+        sample_id=sample_id or f"{dataset}-{_own_id(row) or _hash(content)}",
         dataset=dataset,
         split=text(row.get("split")),
         image=content[0],
@@ -108,8 +110,9 @@ def _names(value: object, num_boxes: int) -> tuple[str, ...]:
     return names if len(names) == num_boxes and all(names) else ()
 
 
-def _sample_id(row: Mapping[str, Any], dataset: str, content: tuple[object, ...]) -> str:
-    own = next((name for key in _ID_KEYS if (name := text(row.get(key)))), "")
-    if not own:
-        own = hashlib.blake2b(repr(content).encode(), digest_size=_HASH_BYTES).hexdigest()
-    return own if own.startswith(f"{dataset}-") else f"{dataset}-{own}"
+def _own_id(row: Mapping[str, Any]) -> str:
+    return next((name for key in _ID_KEYS if (name := text(row.get(key)))), "")
+
+
+def _hash(content: tuple[object, ...]) -> str:
+    return hashlib.blake2b(repr(content).encode(), digest_size=_HASH_BYTES).hexdigest()

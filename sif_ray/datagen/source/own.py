@@ -13,7 +13,8 @@ LAYOUTS = (("question", "boxes", "image"),)
 
 def to_annotation(row: Mapping[str, Any], stem: str, profile: str) -> Annotation:
     """`image, question, answer, boxes` (fractions of the image), and where known `id, dataset, width, height, split,
-    question_type, names` (one per box) and `depth` (a picture of it)."""
+    question_type, names` (one per box) and `depth` (a picture of it). An id that is text is the sample's own: it must
+    be unique among all datasets."""
     return make_annotation(
         row,
         dataset=text(row.get("dataset")) or stem,
@@ -25,4 +26,5 @@ def to_annotation(row: Mapping[str, Any], stem: str, profile: str) -> Annotation
         frame="image",
         names=row.get("names"),
         depth=row.get("depth"),
+        sample_id=text(row.get("id")) if isinstance(row.get("id"), str) else "",
     )
