@@ -59,7 +59,7 @@ class Source(Protocol):
     def open(self, annotation: Annotation) -> Picture:
         """The picture of an annotation, on a worker; equal annotations give equal pictures.
 
-        Raises `PhotoError` (sif_ray.datagen.photos) where it is missing or cannot be read.
+        Raises `PhotoError` (sif_ray.datagen.pictures) where it is missing or cannot be read.
         """
 
 
