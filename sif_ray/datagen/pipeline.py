@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -49,7 +49,9 @@ _SUMMARY_SCHEMA = pa.schema(
 )
 
 
-def make_shards(source: Source, todo: list[int], config: GenerateConfig, folder: Folder) -> Iterator[Summary]:
+def make_shards(
+    source: Source, todo: list[int], config: GenerateConfig, folder: Folder
+) -> Generator[Summary, None, None]:
     """Make and commit the shards `todo` in the Ray session that is up; yields their summaries as they are done.
 
     A summary has a further key, "node_id". Raises the first error of any step, as `ray.exceptions.RayTaskError`.
@@ -60,7 +62,8 @@ def make_shards(source: Source, todo: list[int], config: GenerateConfig, folder:
     context.enable_progress_bars = False  # rows are counted where the run was started
     context.execution_no_progress_timeout_s = NO_PROGRESS_S + 2 * config.teacher.max_wait_s
     with ray.data.DataContext.current(context):
-        yield from _pipeline(source, todo, config, folder).iter_rows()
+        pipeline = _pipeline(source, todo, config, folder)
+    yield from pipeline.iter_rows()
 
 
 def _pipeline(source: Source, todo: list[int], config: GenerateConfig, folder: Folder) -> Any:
@@ -165,7 +168,7 @@ def open_draft(source: Source, annotation: Annotation, profile: str) -> Draft:
     try:
         picture = source.open(annotation)
     except PhotoError as error:
-        log.warning("%s: %s", annotation.sample_id, error)
+        log.info("%s: %s", annotation.sample_id, error)
         return _draft(annotation, profile).refused(error.reason)
     return _draft(picture.annotation, profile, picture.image, picture.depth_image, picture.depth_source)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from sif_ray.config import ConfigError, GenerateConfig
 from sif_ray.datagen import index, pipeline, shards
+from sif_ray.datagen.annotations import Source
 from sif_ray.datagen.chat_teacher import check_teacher
 from sif_ray.datagen.content import content_of, hash_of, refuse_other_content
 from sif_ray.datagen.counts import Counts
@@ -70,16 +71,7 @@ def run(config: GenerateConfig) -> None:
         if plan is None:
             plan = index.write_plan(folder, select(source, config), config, content)
         work = Work(plan, committed(folder))
-        with _goes_on(work), Progress("generate", plan.num_rows, "rows", done=plan.rows_in(work.done)) as progress:
-            for summary in _read_done(folder, work.done):
-                work.add(summary)
-            if work.todo:
-                with ray_session(config.ray):
-                    _check_pools(config)
-                    with closing(pipeline.make_shards(source, work.todo, config, folder)) as made:
-                        for summary in made:
-                            work.add(summary)
-                            progress.advance(len(summary["rows"]), refused=work.counts.rejected)
+        _do(work, folder, source, config)
         finish(folder, config, content, work, started_s)
     counts = work.counts.total()
     log.info("generate: %s in %.0f s -> %s", _told(counts), time.time() - started_s, folder.url)
@@ -123,7 +115,7 @@ class Work:
 def finish(folder: Folder, config: GenerateConfig, content: dict[str, Any], work: Work, started_s: float) -> None:
     """Make a folder of which every shard is done a dataset: the manifest is written last."""
     counts, plan = work.counts.total(), work.plan
-    lost = [name for name in map(shards.shard_name, range(plan.num_shards)) if name not in committed(folder)]
+    lost = sorted(set(map(shards.shard_name, range(plan.num_shards))) - committed(folder))
     found = counts["accepted"] + counts["rejected"]
     if lost or found != plan.num_rows:
         raise RuntimeError(
@@ -144,6 +136,21 @@ def finish(folder: Folder, config: GenerateConfig, content: dict[str, Any], work
         "environment": environment(),
     }
     folder.write_json(MANIFEST, manifest)
+
+
+def _do(work: Work, folder: Folder, source: Source, config: GenerateConfig) -> None:
+    """Read the shards that are done, make those that are to do, and add all to `work`."""
+    with Progress("generate", work.plan.num_rows, "rows", done=work.plan.rows_in(work.done)) as progress:
+        for summary in _read_done(folder, work.done):
+            work.add(summary)
+        if not work.todo:
+            return
+        with ray_session(config.ray):
+            _check_pools(config)
+            with _goes_on(work), closing(pipeline.make_shards(source, work.todo, config, folder)) as made:
+                for summary in made:
+                    work.add(summary)
+                    progress.advance(len(summary["rows"]), refused=work.counts.rejected)
 
 
 def _read_done(folder: Folder, done: list[int]) -> Iterator[Summary]:
