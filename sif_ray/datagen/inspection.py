@@ -36,8 +36,8 @@ from sif_ray.storage import Folder
 PAGE = "inspection.html"
 NUM_EXAMPLES = 24
 EXAMPLE_SEED = 0
-_MAX_BARS = 24
 MAX_VALUES = 12  # of a column that are listed one by one
+MAX_BARS = 24
 
 _COLUMN_TITLES = {
     "split": "split",
@@ -54,11 +54,11 @@ _COLUMN_TITLES = {
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the rows come from. The configuration is that of the plan, as it was when the dataset was begun."""
+    """Where the rows come from."""
 
     place: str
-    config: dict[str, Any]
-    config_hash: str
+    config: dict[str, Any]  # as it was when the dataset was begun; an imported one has few keys
+    config_hash: str  # "" = imported
     num_shards: int
     num_done: int
     manifest: dict[str, Any] | None  # None = not finished
@@ -70,32 +70,33 @@ class Origin:
 
 
 def read_origin(folder: Folder) -> Origin:
-    """Raises `DatasetError` for a folder that has no plan of a dataset."""
-    if not folder.exists(PLAN):
+    """Raises `DatasetError` for a folder with neither manifest nor plan."""
+    name = MANIFEST if folder.exists(MANIFEST) else PLAN
+    if not folder.exists(name):
         raise DatasetError(f"{folder.url}: no dataset ({PLAN} is missing); make one with sif-ray generate")
-    plan = folder.read_json(PLAN)
-    manifest = folder.read_json(MANIFEST) if folder.exists(MANIFEST) else None
+    found = folder.read_json(name)
+    num_done = len(folder.child(ACCEPTED).names())
     return Origin(
         place=folder.url,
-        config=plan["config"],
-        config_hash=plan["config_hash"],
-        num_shards=plan["num_shards"],
-        num_done=len(folder.child(ACCEPTED).names()),
-        manifest=manifest,
-        changed=folder.filesystem.get_file_info(folder.path_of(MANIFEST if manifest else PLAN)).mtime,
+        config=found["config"],
+        config_hash=found.get("config_hash", ""),
+        num_shards=num_done if name == MANIFEST else found["num_shards"],
+        num_done=num_done,
+        manifest=found if name == MANIFEST else None,
+        changed=folder.filesystem.get_file_info(folder.path_of(name)).mtime,
     )
 
 
 def facts(origin: Origin) -> Iterator[tuple[str, str]]:
     """What is said about the origin, the most important first: (name, value)."""
-    config, teacher = origin.config, origin.config["teacher"]
+    config = origin.config
     yield "source", config["source"]
     yield "profile", config["profile"]
-    yield "teacher", f"{teacher['kind']} {teacher['model']}".rstrip()
-    yield "depth model", config["depth_model"]
+    if "teacher" in config:
+        yield "teacher", f"{config['teacher']['kind']} {config['teacher']['model']}".rstrip()
+        yield "depth model", config["depth_model"]
     yield "input", ", ".join(config["input"]) or "none"
-    yield "seed", str(config["seed"])
-    yield "configuration", origin.config_hash
+    yield "configuration", origin.config_hash or "imported"
     yield "finished" if origin.manifest else "begun", f"{origin.changed:%Y-%m-%d %H:%M} UTC"
     yield "shards", f"{origin.num_done:,} of {origin.num_shards:,}"
     if origin.manifest:
@@ -169,7 +170,7 @@ def plots(counts: Tally) -> list[charts.Histogram]:
         ),
         charts.histogram("box centre", "from left to right", right, unit_ticks, f"{_median(unit, right):.2f}"),
         charts.histogram("box centre", "from top to bottom", down, unit_ticks, f"{_median(unit, down):.2f}"),
-        _counter_plot("looks of a trace", "the whole image first, the evidence last", counts.frames),
+        _counter_plot("looks of a trace", "the whole image first, the evidence last", counts.looks),
         _counter_plot("length of a trace", "characters", counts.trace_chars),
         _counter_plot("size of the photographs", "longer side, px", counts.sides_px),
     ]
@@ -178,7 +179,7 @@ def plots(counts: Tally) -> list[charts.Histogram]:
 def _counter_plot(title: str, unit: str, counts: Counter[int]) -> charts.Histogram:
     """A histogram of numbers from 1 on: a bar for each, or for ranges of equal width where they are many."""
     high = max(counts)
-    edges = np.arange(0.5, high + 1) if high < _MAX_BARS else np.array(charts.nice_ticks(0, high, _MAX_BARS))
+    edges = np.arange(0.5, high + 1) if high < MAX_BARS else np.array(charts.nice_ticks(0, high, MAX_BARS))
     values, _ = np.histogram(list(counts), edges, weights=list(counts.values()))
     ticks = [
         charts.Tick(charts.percent(number, edges[0], edges[-1]), charts.short(number))
@@ -328,20 +329,16 @@ def render(origin: Origin, counts: Tally, examples: Sequence[Example]) -> str:
 def summary(origin: Origin, counts: Tally) -> str:
     """The page in a few lines of text."""
     num_rows = counts.num_accepted + counts.num_refused
-    lines = [
-        f"{origin.place}: {origin.state}",
-        f"  rows           {counts.num_accepted:,} accepted, {counts.num_refused:,} of {num_rows:,} refused",
-        f"  photographs    {len(counts.scene_ids):,}",
-    ]
+    found = {
+        "rows": f"{counts.num_accepted:,} accepted, {counts.num_refused:,} of {num_rows:,} refused",
+        "photographs": f"{len(counts.scene_ids):,}",
+    }
     for table in value_tables(counts):
-        values = [f"{row.value} {row.accepted:,}" for row in table.rows]
-        values += [f"and {table.num_others} more"] if table.num_others else []
-        lines.append(f"  {table.title:<18}  {', '.join(values)}")
-    if counts.reasons:
-        lines.append(
-            "  refused for    " + ", ".join(f"{reason} {count:,}" for reason, count in counts.reasons.most_common())
-        )
-    return "\n".join(lines)
+        values = [f"{row.value} {row.accepted:,}" for row in table.rows if row.accepted]
+        found[table.title] = ", ".join(values) + (f" and {table.num_others} more" if table.num_others else "")
+    found["refused for"] = ", ".join(f"{reason} {count:,}" for reason, count in counts.reasons.most_common())
+    lines = [f"  {title:<17}  {value}" for title, value in found.items() if value]
+    return "\n".join([f"{origin.place}: {origin.state}", *lines])
 
 
 # --- sif-ray data inspect --------------------------------------------------------------------------------------------
@@ -365,7 +362,7 @@ def run(options: argparse.Namespace) -> None:
         name = PAGE
     folder.write(name, page.encode())
     print(summary(origin, counts))
-    print(f"  page  {folder.url}/{name}")
+    print(f"  {'page':<17}  {folder.child(name).url}")
     if folder.is_local and (options.open == "yes" or (options.open is None and _has_desktop())):
         webbrowser.open(Path(folder.path_of(name)).as_uri())
 

@@ -35,7 +35,7 @@ def preview(config: GenerateConfig) -> str:
         except ConfigError as error:
             missing.append(str(error))
     lines = [f"source: {config.source}" + (f", images below {config.images}" if config.images else "")]
-    lines += [f"  {file.path}  {size / 1e6:,.1f} MB" for file, size in files]
+    lines += [f"  {file.path}  {size / 1e6:,.2f} MB" for file, size in files]
     lines += [f"  not found here: {fault}" for fault in missing]
     if missing:
         lines.append(f"output: {config.output}")

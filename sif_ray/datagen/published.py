@@ -16,11 +16,14 @@ import logging
 import re
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
+
+from pyarrow.fs import copy_files
 
 from sif_ray.config import GenerateConfig
 from sif_ray.datagen import subsets
-from sif_ray.datagen.dataset import ACCEPTED, SUBSETS, read_manifest
+from sif_ray.datagen.dataset import ACCEPTED, SUBSETS, DatasetError, read_manifest
 from sif_ray.datagen.scan import scan
 from sif_ray.method.prompts import user_content
 from sif_ray.storage import Folder
@@ -35,7 +38,7 @@ _PLACEHOLDER = re.compile("<(image|video|audio)>")  # LLaMA-Factory counts these
 
 
 def publish(folder: Folder, config: GenerateConfig) -> None:
-    """Write the four files from the shards of `folder`, reading no image column; memory does not grow with the rows."""
+    """Write the four files from the shards of `folder`. It reads no image, and holds of every row the id."""
     drawn = subsets.draw_subsets((batch for _, batch in scan(folder.child(ACCEPTED), subsets.COLUMNS)), config)
     files = {"sif": ALL_ROWS}
     _write_rows(folder, ALL_ROWS)
@@ -47,15 +50,21 @@ def publish(folder: Folder, config: GenerateConfig) -> None:
 
 
 def export(folder: Folder, output: Folder) -> int:
-    """Make `output` a dataset folder of LLaMA-Factory: the published files and the images that they name.
+    """Make `output` a dataset folder of LLaMA-Factory: the published files and the images that they name, as they are
+    in the shards. Returns the number of images.
 
-    Photographs are written as they came, depth as its pseudo-colour PNG. Returns the number of images; raises
-    `DatasetError` where `folder` is no finished dataset.
+    Raises `DatasetError` where `folder` is no finished dataset or was not published, and where `output` registers other
+    datasets.
     """
     read_manifest(folder)
-    for name in (ALL_ROWS, SAMPLED_ROWS, REGISTRATION):
-        if output is not folder and folder.exists(name):
-            output.write(name, folder.read(name))
+    if not folder.exists(REGISTRATION):
+        raise DatasetError(f"{folder.url}: {REGISTRATION} is missing, as in a dataset that was imported")
+    if output.exists(REGISTRATION) and output.read(REGISTRATION) != folder.read(REGISTRATION):
+        raise DatasetError(f"output = {output.url!r} registers other datasets in {REGISTRATION}; choose another folder")
+    if (output.filesystem, Path(output.path).resolve()) != (folder.filesystem, Path(folder.path).resolve()):
+        for name in filter(folder.exists, (ALL_ROWS, SAMPLED_ROWS, REGISTRATION)):
+            output.filesystem.create_dir(output.path)
+            copy_files(folder.path_of(name), output.path_of(name), folder.filesystem, output.filesystem)
     written: set[str] = set()
     with ThreadPoolExecutor(_WRITERS) as pool:
         for _, batch in scan(folder.child(ACCEPTED), ("scene_id", "image", "depth_image")):
@@ -134,9 +143,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Raises `DatasetError` where FOLDER is no finished dataset."""
-    folder = Folder.open(options.folder)
-    output = Folder.open(options.output, "output") if options.output else folder
-    log.info(
-        "data export: %d images -> %s; give it to LLaMA-Factory as dataset_dir", export(folder, output), output.url
-    )
+    """Raises `DatasetError` as `export`."""
+    output = Folder.open(options.output or options.folder, "output")
+    num_images = export(Folder.open(options.folder), output)
+    log.info("data export: %d images -> %s, which is a dataset_dir of LLaMA-Factory", num_images, output.url)

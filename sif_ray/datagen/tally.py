@@ -23,7 +23,7 @@ SHARE_BINS = 20  # of positions and depths, which lie in [0, 1]
 LOG_AREA_EDGES = np.linspace(-4, 0, 25)  # log10 of a box's share of the image; smaller ones count in the first bin
 
 _VALUES = ("split", "dataset", "question_type", "source_frame", "depth_source")
-_ACCEPTED_COLUMNS = ("sample_id", "scene_id", *_VALUES, "boxes", "width", "height", "frames", "trace")
+_ACCEPTED_COLUMNS = ("sample_id", "scene_id", *_VALUES, "boxes", "width", "height", "trace")
 _REFUSED_COLUMNS = ("sample_id", "question", "answer", *_VALUES, "boxes", "trace", "reasons")
 
 
@@ -42,7 +42,7 @@ class Tally:
     centres: IntArray = field(default_factory=lambda: np.zeros((SHARE_BINS, SHARE_BINS), np.int64))  # (down, right)
     evidence_depths: IntArray = field(default_factory=lambda: np.zeros(SHARE_BINS, np.int64))  # mean in an evidence box
     image_depths: IntArray = field(default_factory=lambda: np.zeros(SHARE_BINS, np.int64))  # mean of the whole image
-    frames: Counter[int] = field(default_factory=Counter)  # rows by number of forward frames
+    looks: Counter[int] = field(default_factory=Counter)  # rows by number of areas in the trace
     trace_chars: Counter[int] = field(default_factory=Counter)  # rows by length
     sides_px: Counter[int] = field(default_factory=Counter)  # rows by longer side
     reasons: Counter[str] = field(default_factory=Counter)
@@ -55,7 +55,6 @@ class Tally:
         self.scene_ids.update(batch["scene_id"].to_pylist())
         for dataset, sample_id in zip(batch["dataset"].to_pylist(), batch["sample_id"].to_pylist(), strict=True):
             self.ids_by_dataset.setdefault(dataset, {})[sample_id] = shard
-        self.frames.update(pc.list_value_length(batch["frames"]).to_pylist())
         self.trace_chars.update(pc.utf8_length(batch["trace"]).to_pylist())
         self.sides_px.update(pc.max_element_wise(batch["width"], batch["height"]).to_pylist())
 
@@ -67,7 +66,8 @@ class Tally:
         self.centres += centres.astype(np.int64)
 
         # Forward frames begin with the whole image and end with the evidence, and the trace states the depth of each.
-        areas = [area for trace in batch["trace"].to_pylist() if (area := find_areas(trace))]
+        areas = [found for trace in batch["trace"].to_pylist() if (found := find_areas(trace))]
+        self.looks.update(map(len, areas))
         self.image_depths += _depth_counts(box for first, *_ in areas for box in first)
         self.evidence_depths += _depth_counts(box for *_, last in areas for box in last)
 

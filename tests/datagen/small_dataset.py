@@ -102,5 +102,5 @@ def make_small_dataset(place: str, work: Path, num_shards: int | None = None) ->
         shards.commit(folder, shard, add_traces(add_depth(drafts)), sample_ids)
     if num_shards is None:
         stage.run(config)  # every shard is there: it counts them, publishes and writes the manifest
-    reasons = {f"{row['dataset']}-{row['id']}": reason for reason, row in broken.items()}
+    reasons = {row["id"]: reason for reason, row in broken.items()}
     return SmallDataset(config, rows, reasons)

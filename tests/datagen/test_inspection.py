@@ -127,7 +127,7 @@ def test_depths_are_those_of_the_maps(counts: Tally, samples: list[Sample]) -> N
 
 
 def test_traces_and_photographs_are_measured(counts: Tally, samples: list[Sample]) -> None:
-    assert counts.frames == Counter(len(sample.frames) for sample in samples)
+    assert counts.looks == Counter(len(sample.frames) for sample in samples)
     assert counts.trace_chars == Counter(len(sample.trace) for sample in samples)
     assert counts.sides_px == Counter(max(sample.width, sample.height) for sample in samples)
     chars = inspection.plots(counts)[-2]
@@ -185,6 +185,15 @@ def test_a_dataset_without_a_row_yet_is_shown(tmp_path: Path) -> None:
     assert cli.main(["data", "inspect", made.place, "--open", "no"]) == 0
     words = text(Page((tmp_path / "data" / inspection.PAGE).read_text(encoding="utf-8")))
     assert "No row has been accepted yet" in words and "No row was refused" in words
+
+
+def test_an_imported_dataset_is_shown(small_dataset: SmallDataset, tmp_path: Path, counts: Tally) -> None:
+    exported, imported = str(tmp_path / "exported"), str(tmp_path / "imported")
+    assert cli.main(["data", "export", small_dataset.place, "--output", exported]) == 0
+    assert cli.main(["data", "import", f"{exported}/published.json", "--output", imported]) == 0
+    assert cli.main(["data", "inspect", imported, "--open", "no"]) == 0
+    page = Page((tmp_path / "imported" / inspection.PAGE).read_text(encoding="utf-8"))
+    assert f"{counts.num_accepted} questions" in text(page) and "not finished" not in text(page)
 
 
 def test_a_folder_that_is_no_dataset_is_a_wrong_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -76,7 +77,9 @@ def test_llama_factory_reads_every_accepted_row(exported: Path, samples: dict[st
         assert user == f"Original image: <image>\nDepth image: <image>\n{question}{SUFFIX_WITH_DEPTH_WORDS}"
         assert (row["dataset"], row["response"]) == (sample.dataset, sample.answer)
         truth = row["normalized_solution_round"]
-        assert np.array(truth["bbox_3d"]) == pytest.approx(np.array(sample.boxes), abs=0.0056)  # three decimals, then two
+        assert np.array(truth["bbox_3d"]) == pytest.approx(
+            np.array(sample.boxes), abs=0.0056
+        )  # three decimals, then two
         assert truth["illegal_content"] is False
         assert row["images"] == [row["image"], row["depth_image"]]
         assert [(exported / name).read_bytes() for name in row["images"]] == [sample.image, sample.depth_image]
@@ -164,6 +167,23 @@ def test_what_is_not_finished_is_not_exported(
     assert cli.main(["data", "export", str(tmp_path / missing), "--output", str(tmp_path / "out")]) == 2
     assert "no finished dataset" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_that_is_its_own_output_keeps_its_files(small_dataset: SmallDataset, tmp_path: Path) -> None:
+    place = shutil.copytree(small_dataset.place, tmp_path / "sif")
+    before = (place / "published.json").read_bytes()
+    assert cli.main(["data", "export", str(place), "--output", f"{place}/../sif"]) == 0
+    assert (place / "published.json").read_bytes() == before
+    read_as_llama_factory(place, "sif")
+
+
+def test_the_register_of_other_datasets_is_not_overwritten(
+    small_dataset: SmallDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dataset_info.json").write_text('{"identity": {"file_name": "identity.json"}}')
+    assert cli.main(["data", "export", small_dataset.place, "--output", str(tmp_path)]) == 2
+    assert "registers other datasets" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset_info.json"]
 
 
 @given(scene_ids=st.sets(st.text(alphabet="ab./ %\\:<é\n", max_size=8), min_size=2))
