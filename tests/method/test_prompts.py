@@ -7,7 +7,9 @@ from sif_ray.method.prompts import (
     judge_system,
     judge_user,
     question_text,
+    teacher_content,
     teacher_frame_text,
+    teacher_repair,
     teacher_system,
     user_content,
 )
@@ -55,6 +57,21 @@ def test_teacher_frame_text() -> None:
         "Focus on the region with the normalized bounding box with normalized depth of "
         '[{"bbox_2d":[0.100,0.200,0.300,0.400],"depth":0.500}], as shown by the green box in the image below.'
     )
+
+
+def test_the_teacher_reads_every_frame_before_its_photo() -> None:
+    areas = [[AreaBox((0.0, 0.0, 1.0, 1.0), 0.5)], [AreaBox((0.1, 0.2, 0.3, 0.4), 0.25)]]
+    whole, photo, part, other_photo = teacher_content(areas, decimals=2)
+    assert photo == other_photo == {"type": "image"}
+    assert whole == {"type": "text", "text": teacher_frame_text(areas[0], 2)}
+    assert '"bbox_2d":[0.10,0.20,0.30,0.40],"depth":0.25' in part["text"]
+    system = teacher_system("q", "a", decimals=2)
+    assert "2 decimals" in system and "0.500" not in system and "3 decimals" not in system
+
+
+def test_a_repair_says_everything_that_was_wrong() -> None:
+    text = teacher_repair(["the answer is blank", "there is no <think>...</think>"])
+    assert "- the answer is blank\n- there is no <think>...</think>\n" in text
 
 
 def test_judge_messages() -> None:
