@@ -30,10 +30,9 @@ def make_annotation(
 ) -> Annotation:
     """An annotation from what a row holds, which may be anything.
 
-    Its id is `sample_id`, or else `<dataset>-<the row's own id>`, which without one is a hash of image, question, answer
-    and boxes.
-    Its error is `image_missing`, `question_empty`, `boxes_missing`, `boxes_invalid` or `answer_empty`, the first that
-    applies: text of another type counts as empty, boxes that are no lists of four finite numbers as invalid.
+    Its id is `sample_id`, or else `<dataset>-<the row's own id>`, where it has none a hash of image, question, answer
+    and boxes. Its error is `image_missing`, `question_empty`, `boxes_missing`, `boxes_invalid` or `answer_empty`, the
+    first that applies: text of another type counts as empty, boxes that are no lists of four finite numbers as invalid.
     """
     found, boxes_error = _boxes(boxes)
     content = (text(image), text(question), text(answer), found)
