@@ -200,8 +200,10 @@ class LearnerEngine:
         }
 
     def sft_loss(self, sequences: Sequence[BranchedSequence]) -> tuple[float, int]:
-        """Sum over the predicted tokens of all ranks of -log p, and their number, at least 1; nothing is trained."""
-        num_tokens = int(self._total(sum(map(_num_predicted, sequences)), "predicted tokens"))
+        """Sum over the predicted tokens of all ranks of -log p, and their number, perhaps 0; nothing is trained."""
+        num_tokens = int(self._reduce(sum(map(_num_predicted, sequences)), dist.ReduceOp.SUM))
+        if num_tokens == 0:
+            return 0.0, 0
         loss = 0.0
         with torch.no_grad():
             for micro_batch in self._micro_batches(self._sft_pieces(sequences, 1.0)):

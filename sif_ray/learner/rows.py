@@ -51,11 +51,14 @@ def index_rows(data: str, split: str, eval_share: float) -> tuple[list[Shard], l
     subset = set(subsets[split]["sample_ids"]) if split in subsets else None
     trained: dict[str, list[tuple[int, ...]]] = {}
     held_back: dict[str, list[tuple[int, ...]]] = {}
-    wanted = (
-        (file, row["scene_id"], number)
-        for file, number, row in _numbered(folder)
-        if (row["split"] == split if subset is None else row["sample_id"] in subset) and _has_trace(row, data)
-    )
+    wanted = []
+    for file, number, row in _numbered(folder):
+        if row["split"] == split if subset is None else row["sample_id"] in subset:
+            if not row["trace"]:
+                raise ConfigError(
+                    f"data = {data!r}: {row['sample_id']} has no trace to learn from; generate it with a teacher"
+                )
+            wanted.append((file, row["scene_id"], number))
     for (file, scene_id), rows in itertools.groupby(wanted, key=lambda found: found[:2]):
         part = held_back if is_held_back(scene_id, eval_share) else trained
         part.setdefault(file, []).append(tuple(number for _, _, number in rows))
@@ -123,12 +126,6 @@ def _numbered(folder: Folder) -> Iterator[tuple[str, int, dict[str, Any]]]:
         for row in batch.to_pylist():
             yield file, num_read[file], row
             num_read[file] += 1
-
-
-def _has_trace(row: dict[str, Any], data: str) -> bool:
-    if not row["trace"]:
-        raise ConfigError(f"data = {data!r}: {row['sample_id']} has no trace to learn from; generate it with a teacher")
-    return True
 
 
 def _shards(scenes_by_file: dict[str, list[tuple[int, ...]]]) -> list[Shard]:

@@ -116,10 +116,7 @@ class _Rank:
         dist.all_gather_object(told, mine)
         sample_ids = [sample_id for ids, _, _ in told for sample_id in ids]
         if not sample_ids:
-            raise LearnerError(
-                f"step {self._engine.step}: each of its rows has more than max_length = {self._config.max_length} "
-                "tokens; raise it, or lower max_pixels"
-            )
+            raise self._all_too_long(f"the batch of step {self._engine.step + 1}")
         self._num_skipped += sum(skipped for _, skipped, _ in told)
         return sample_ids, any(stops for _, _, stops in told)
 
@@ -128,11 +125,20 @@ class _Rank:
         so far is kept."""
         feed = Feed(iterator)
         parts = [self._engine.sft_loss(feed.take(step).sequences) for step in range(self._job.evaluation.num_steps)]
-        eval_loss = sum(loss for loss, _ in parts) / sum(num_tokens for _, num_tokens in parts)
+        total_tokens = sum(num_tokens for _, num_tokens in parts)
+        if total_tokens == 0:
+            raise self._all_too_long("the evaluation")
+        eval_loss = sum(loss for loss, _ in parts) / total_tokens
         if self._best is None or eval_loss < self._best["eval_loss"]:
             self._best = {"step": self._engine.step, "eval_loss": eval_loss}
             self._save_policy()
         return eval_loss
+
+    def _all_too_long(self, where: str) -> LearnerError:
+        return LearnerError(
+            f"{where}: each of its rows has more than max_length = {self._config.max_length} tokens; raise it or lower "
+            "max_pixels"
+        )
 
     def _checkpoint_is_due(self) -> bool:
         every = self._config.checkpoint_every

@@ -10,7 +10,7 @@ import pytest
 import torch
 from reference import PlainLearner
 
-from sif_ray.config import GrpoConfig, LearnerConfig, ObjectiveConfig, SamplingConfig
+from sif_ray.config import GrpoConfig, LearnerConfig, LoraConfig, ObjectiveConfig, SamplingConfig
 from sif_ray.learner.engine import LearnerEngine, LearnerError
 from sif_ray.policy.branches import BranchedSequence
 from sif_ray.policy.model import load_policy
@@ -126,6 +126,20 @@ def test_resumed_engine_goes_on_exactly_where_the_saved_one_stood(tiny_policy, g
     assert resumed.train_step(groups, version=1) == expected
     found, wanted = weights_of(resumed), weights_of(saved)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_run_that_starts_from_an_adapter_has_it_as_its_reference(tiny_policy, groups, tmp_path, zero_stage):
+    lora = LoraConfig(rank=4)
+    first = engine_of(tiny_policy, lora=lora, zero_stage=zero_stage, objective=ObjectiveConfig(kl_beta=BETA))
+    first.train_step(groups, version=0)
+    first.save_adapter(str(tmp_path / "adapter"), tiny_policy)
+    started = dataclasses.replace(lora, adapter=str(tmp_path / "adapter"))
+    second = engine_of(tiny_policy, lora=started, zero_stage=zero_stage, objective=ObjectiveConfig(kl_beta=BETA))
+    found, wanted = weights_of(second), weights_of(first)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert second.train_step(groups, version=0)["kl"] == pytest.approx(0, abs=1e-6)
+    assert second.train_step(groups, version=1)["kl"] > 1e-5
 
 
 def test_a_checkpoint_of_another_layout_is_refused(tiny_policy, tmp_path):
