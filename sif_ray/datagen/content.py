@@ -23,16 +23,7 @@ from sif_ray.storage import Folder
 VERSION = 1
 """Of the code that makes rows. One more when equal configurations give other rows: sentences, prompts, checks."""
 
-_KEYS = (
-    "source",
-    "images",
-    "heldout_share",
-    "subset_rows",
-    "seed",
-    "profile",
-    "decimals",
-    "rows_per_shard",
-)
+_KEYS = ("source", "images", "heldout_share", "subset_rows", "seed", "profile", "decimals", "rows_per_shard")
 _TOYWORLD_KEYS = ("scenes_per_split", "questions_per_scene")
 _TEACHER_KEYS = ("kind", "model", "max_tokens", "temperature", "repairs")
 _JUDGE_KEYS = ("kind", "model", "with_image")
@@ -45,7 +36,7 @@ def content_of(config: GenerateConfig) -> dict[str, Any]:
     not there.
     """
     content: dict[str, Any] = {"version": VERSION, **{name: getattr(config, name) for name in _KEYS}}
-    content["input"] = [fingerprint(file) for file in input_files(config.input)]
+    content["input"] = [{file.name: fingerprint(file)} for file in input_files(config.input)]
     content["select"] = asdict(config.select)
     content["depth_model"] = {"name": config.depth_model, "weights": _weights_hash(config.depth_model)}
     if config.source == "toyworld":

@@ -3,6 +3,7 @@ in an object store, finished at once and in several runs."""
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -16,10 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from aiohttp import web
+from faulty_http import served
 from object_store import ObjectStore, object_store
 from PIL import Image
+from teacher_servers import SmallTeacher
 
-from sif_ray.config import ConfigError, GenerateConfig, SelectConfig, load
+from sif_ray.config import ConfigError, GenerateConfig, SelectConfig, TeacherConfig, load
 from sif_ray.datagen import pipeline, stage
 from sif_ray.datagen.annotations import Annotation, Picture
 from sif_ray.datagen.content import content_of
@@ -223,6 +227,50 @@ def test_real_photographs_become_a_dataset(ray_local, tmp_path):
     assert np.mean(agree) > 0.8
 
 
+class StragglingTeacher(SmallTeacher):
+    """It replies to nothing before `in_flight` requests about rows are there, and to the first of them last of all."""
+
+    def __init__(self, in_flight: int, num_rows: int) -> None:
+        super().__init__()
+        self._in_flight, self._num_others = in_flight, num_rows - 1
+        self._enough, self._others_are_done = asyncio.Event(), asyncio.Event()
+        self.unanswered = self.most_unanswered = 0
+
+    async def _complete(self, http: web.Request) -> web.Response:
+        response = await super()._complete(http)
+        request = await http.json()
+        if request not in self.requests:  # not about a row
+            return response
+        self.unanswered += 1
+        self.most_unanswered = max(self.most_unanswered, self.unanswered)
+        if len(self.requests) >= self._in_flight:
+            self._enough.set()
+        await self._enough.wait()
+        if request == self.requests[0]:
+            await self._others_are_done.wait()
+        else:
+            self._num_others -= 1
+            if self._num_others == 0:
+                self._others_are_done.set()
+        self.unanswered -= 1
+        return response
+
+
+def test_a_model_is_asked_across_shards_and_a_slow_reply_holds_up_its_own_alone(toy, tmp_path):
+    """Or the run would stand still: more requests must come than a shard has rows, and all others before the first."""
+    num_rows, in_flight = len(read_samples(toy.output)), toy.rows_per_shard + 2
+    server = StragglingTeacher(in_flight, num_rows)
+    with served(server.app()) as url:
+        teacher = TeacherConfig(kind="llm", model="small", base_url=f"{url}/v1", max_concurrency=in_flight)
+        config = replace(toy, output=str(tmp_path / "data"), teacher=teacher)
+        stage.run(config)
+    samples = read_samples(config.output)
+    assert [sample.sample_id for sample in samples] == [sample.sample_id for sample in read_samples(toy.output)]
+    assert all("at the photo." in sample.trace for sample in samples)
+    assert len(server.requests) == num_rows
+    assert server.most_unanswered == in_flight
+
+
 def decoded(encoded: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(encoded)) as image:
         return np.asarray(image.convert("RGB"))
@@ -269,10 +317,10 @@ def test_every_bad_input_is_a_refused_row_with_its_reason(ray_local, tmp_path, c
         stage.run(config)
     counts = read_manifest(config.output)["counts"]
     assert (counts["accepted"], counts["rejected"]) == (1, len(lines) - 1)
-    assert [sample.sample_id for sample in read_samples(config.output)] == ["rows-good"]
+    assert [sample.sample_id for sample in read_samples(config.output)] == ["good"]
     reasons = {sample.sample_id: found for sample, found in read_rejected(config.output)}
     for name, (_, reason) in BAD.items():
-        assert reason in reasons.pop(f"rows-{name}"), name
+        assert reason in reasons.pop(name), name
     assert sorted(reasons.values()) == [("id_duplicate",), ("json_broken",)]
     assert counts["reasons"]["image_missing"] == 1
     assert "1 rows refused: image_missing" in caplog.text
