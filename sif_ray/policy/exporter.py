@@ -100,14 +100,14 @@ def _open_adapter(folder: Path, base: str, run: Path | None) -> TrainedPolicy:
     return TrainedPolicy(base, path, stored, adapter=adapter, run=run)
 
 
-def _check_trained(trained: Mapping[str, torch.Tensor], stored: StoredWeights, folder: Path, base: str) -> None:
+def _check_trained(trained: TrainedWeights, stored: StoredWeights, folder: Path, base: str) -> None:
     for name in trained:
         if name not in stored.shapes:
             raise ConfigError(f"{folder}: holds {name}, which the base {base} has not; name the right one with --base")
-        if tuple(trained[name].shape) != stored.shapes[name]:
+        if trained.shape(name) != stored.shapes[name]:
             raise ConfigError(
-                f"{folder}: {name} has shape {tuple(trained[name].shape)}, in the base {base} it is "
-                f"{stored.shapes[name]}; name the right one with --base"
+                f"{folder}: {name} has shape {trained.shape(name)}, in the base {base} it is {stored.shapes[name]}; "
+                "name the right one with --base"
             )
 
 

@@ -40,6 +40,10 @@ class TrainedWeights(Mapping[str, torch.Tensor]):
         value: torch.Tensor = self._tensors[name].contiguous()
         return value
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor, without putting it together."""
+        return tuple(self._tensors[name].shape)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
