@@ -186,7 +186,7 @@ def _counter_plot(title: str, unit: str, counts: Counter[int]) -> charts.Histogr
         for number in charts.nice_ticks(edges[0], edges[-1], 4)
         if edges[0] <= number <= edges[-1] and number == int(number)
     ]
-    return charts.histogram(title, unit, values.tolist(), ticks, charts.short(statistics.median(counts.elements())))
+    return charts.histogram(title, unit, values, ticks, charts.short(statistics.median(counts.elements())))
 
 
 def _median(edges: npt.NDArray[Any], counts: Sequence[int] | IntArray) -> float:
@@ -283,11 +283,14 @@ def make_mark(box: Box, height: float, label: str, number: int) -> Mark:
     label_x = x1 if number % 4 in (0, 3) else x2 - width
     label_y = y1 if number % 4 in (0, 1) else y2 - LABEL_HEIGHT
     return Mark(
-        *(round(value, 1) for value in (x1, y1, x2 - x1, y2 - y1)),
-        label,
-        round(min(max(label_x, 0.0), WIDTH - width), 1),
-        round(min(max(label_y, 0.0), height - LABEL_HEIGHT), 1),
-        width,
+        x=round(x1, 1),
+        y=round(y1, 1),
+        width=round(x2 - x1, 1),
+        height=round(y2 - y1, 1),
+        label=label,
+        label_x=round(min(max(label_x, 0.0), WIDTH - width), 1),
+        label_y=round(min(max(label_y, 0.0), height - LABEL_HEIGHT), 1),
+        label_width=width,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sif_ray.observe.timeline import Span, busy_share, merge_intervals
 
@@ -117,7 +118,7 @@ class Histogram:
 
 
 def histogram(
-    title: str, unit: str, counts: Sequence[float], x_ticks: list[Tick], last: str, other: Sequence[float] | None = None
+    title: str, unit: str, counts: npt.ArrayLike, x_ticks: list[Tick], last: str, other: npt.ArrayLike | None = None
 ) -> Histogram:
     """Bars of `counts`, one per bin, and the outline of `other`, which may have another total."""
     shares = _shares(counts)
@@ -134,9 +135,10 @@ def histogram(
     )
 
 
-def _shares(counts: Sequence[float]) -> list[float]:
-    total = max(sum(counts), 1)
-    return [100 * float(count) / total for count in counts]
+def _shares(counts: npt.ArrayLike) -> list[float]:
+    values = np.asarray(counts, dtype=np.float64)
+    shares: list[float] = (100 * values / max(values.sum(), 1.0)).tolist()
+    return shares
 
 
 def _steps(shares: Sequence[float], top: float) -> str:

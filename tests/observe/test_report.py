@@ -14,7 +14,7 @@ from browser import needs_chromium, num_saturated_colours, screenshot
 from PIL import Image
 
 from sif_ray.observe import examples
-from sif_ray.observe.charts import line_plot, nice_ticks, running_mean
+from sif_ray.observe.charts import histogram, line_plot, nice_ticks, running_mean
 from sif_ray.observe.report import headline, kept_completions, render, token_ages, write_report
 from sif_ray.observe.run_files import RunFiles, read_run
 
@@ -196,6 +196,15 @@ def test_a_plot_stays_in_its_frame():
     numbers = [float(number) for number in re.findall(r"-?[\d.]+", plot.raw_path)]
     assert min(numbers) >= 0 and max(numbers) <= 100
     json.dumps(plot.hover, allow_nan=False)
+
+
+def test_bars_are_shares_of_their_own_total():
+    chart = histogram("box area", "share", [1, 0, 3], [], "0.5", other=[20, 20, 0])
+    top = float(chart.y_ticks[-1].label.removesuffix(" %"))
+    for path, shares in ((chart.path, [25, 0, 75]), (chart.other_path, [50, 50, 0])):
+        heights = [100 - float(y) for y in re.findall(r"V([\d.]+)H", path)]
+        assert [height * top / 100 for height in heights] == pytest.approx(shares, abs=0.01)
+    assert histogram("box area", "share", [0, 0], [], "none").path.startswith("M0 100V100.00H50.00")
 
 
 @pytest.mark.slow
