@@ -1,1 +1,1 @@
-"""Held-out evaluation: scores of single answers, controls that take sight away, scene-level confidence intervals."""
+"""Evaluation: held-out scenes with controls that take sight away, and the paper's benchmarks from saved outputs."""

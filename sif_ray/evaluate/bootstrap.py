@@ -61,24 +61,28 @@ def mean_intervals(
 
 
 def ratio_resamples(
-    ratios_N2: npt.ArrayLike, scene_ids_N: Sequence[str], *, num_samples: int, seed: Seed
-) -> tuple[float, npt.NDArray[np.float64]]:
-    """Sum of numerators over sum of denominators, of the items and of every resample; NaN for a denominator of 0.
+    numerators_N_K: npt.ArrayLike,
+    denominators_N_K: npt.ArrayLike,
+    scene_ids_N: Sequence[str],
+    *,
+    num_samples: int,
+    seed: Seed,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Sum of numerators over sum of denominators, (K,) of the items and (B, K) of the resamples; NaN over 0.
 
     Equal scenes and seeds give equal draws, so that two calls on the same items are paired. Raises `ValueError` for no
     items or scene ids that do not match the rows.
     """
-    ratios_N2 = np.asarray(ratios_N2, dtype=np.float64)
-    if ratios_N2.ndim != 2 or not len(ratios_N2) or len(scene_ids_N) != len(ratios_N2):
-        raise ValueError(
-            f"{len(scene_ids_N)} scene ids for ratios of shape {ratios_N2.shape}; give one per row, (N, 2)"
-        )
+    parts_N_2K = np.concatenate([np.asarray(numerators_N_K, float), np.asarray(denominators_N_K, float)], axis=1)
+    if not len(parts_N_2K) or len(scene_ids_N) != len(parts_N_2K):
+        raise ValueError(f"{len(scene_ids_N)} scene ids for {len(parts_N_2K)} items; give one scene id per item")
     scene_N, num_scenes = _scenes(scene_ids_N)
-    sums_S2 = _sums(ratios_N2, scene_N, num_scenes)
-    totals_B2 = np.concatenate([draws_BS @ sums_S2 for draws_BS in draws(num_scenes, num_samples, seed)])
+    sums_S_2K = _sums(parts_N_2K, scene_N, num_scenes)
+    totals_B_2K = np.concatenate([draws_BS @ sums_S_2K for draws_BS in draws(num_scenes, num_samples, seed)])
     with np.errstate(invalid="ignore", divide="ignore"):
-        value, values_B = np.divide(*ratios_N2.sum(axis=0)), np.divide(*totals_B2.T)
-    return float(value), values_B
+        value_K = np.divide(*np.split(parts_N_2K.sum(axis=0), 2))
+        values_B_K = np.divide(*np.split(totals_B_2K, 2, axis=1))
+    return value_K, values_B_K
 
 
 def draws(num_scenes: int, num_samples: int, seed: Seed, width: int = 1) -> Iterator[npt.NDArray[np.int64]]:
@@ -89,7 +93,10 @@ def draws(num_scenes: int, num_samples: int, seed: Seed, width: int = 1) -> Iter
     rng = np.random.default_rng(seed)
     rows = max(1, _NUMBERS_HELD // max(num_scenes, width))
     for start in range(0, num_samples, rows):
-        yield rng.multinomial(num_scenes, np.full(num_scenes, 1 / num_scenes), size=min(rows, num_samples - start))
+        num_rows = min(rows, num_samples - start)
+        drawn_BS = rng.integers(num_scenes, size=(num_rows, num_scenes))
+        cells_BS = drawn_BS + num_scenes * np.arange(num_rows)[:, None]
+        yield np.bincount(cells_BS.ravel(), minlength=num_rows * num_scenes).reshape(num_rows, num_scenes)
 
 
 def _scenes(scene_ids_N: Sequence[str]) -> tuple[npt.NDArray[np.int64], int]:

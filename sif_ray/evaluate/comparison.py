@@ -23,20 +23,17 @@ def compare(
     if [reply.item for reply in replies] != [reply.item for reply in baseline]:
         raise ValueError("the two sides of a paired comparison hold different items")
     measures, baselines = benchmark.measure(replies), benchmark.measure(baseline)
-    result: dict[str, Any] = {}
-    for convention in CONVENTIONS:
-        result[convention] = {
-            ours.name: _differences(ours, theirs, convention, num_samples, seed)
-            for ours, theirs in zip(measures, baselines, strict=True)
-        }
-        result[convention]["mcnemar"] = mcnemar(measures[0], baselines[0], convention)
+    result: dict[str, Any] = {
+        convention: {"mcnemar": mcnemar(measures[0], baselines[0], convention)} for convention in CONVENTIONS
+    }
+    for ours, theirs in zip(measures, baselines, strict=True):
+        sampled, of_baseline = sample_all(ours, num_samples, seed), sample_all(theirs, num_samples, seed)
+        for convention in CONVENTIONS:
+            result[convention][ours.name] = {
+                group: _difference(found, of_baseline[convention][group])
+                for group, found in sampled[convention].items()
+            }
     return result
-
-
-def _differences(ours: Measure, theirs: Measure, convention: Convention, num_samples: int, seed: int) -> dict[str, Any]:
-    sampled = sample_all(ours, convention, num_samples, seed)
-    baseline = sample_all(theirs, convention, num_samples, seed)
-    return {name: _difference(found, baseline[name]) for name, found in sampled.items()}
 
 
 def _difference(found: Sampled, baseline: Sampled) -> dict[str, Any]:

@@ -80,8 +80,8 @@ class Measure(Protocol):
     def groups(self) -> Sequence[str]:
         """The groups, in the order of the tables."""
 
-    def sampled(self, group: str, convention: Convention, num_samples: int, seed: Seed) -> Sampled:
-        """The score of one group with `num_samples` resamples."""
+    def sampled(self, group: str, num_samples: int, seed: Seed) -> dict[Convention, Sampled]:
+        """The scores of one group with `num_samples` resamples, the same ones for both."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,18 @@ class Ratios:
     def groups(self) -> Sequence[str]:
         return list(self.points)
 
-    def sampled(self, group: str, convention: Convention, num_samples: int, seed: Seed) -> Sampled:
+    def sampled(self, group: str, num_samples: int, seed: Seed) -> dict[Convention, Sampled]:
         points = self.points[group]
-        ratios_N2 = np.array([getattr(point, convention) for point in points])
+        ratios_N22 = np.array([(point.strict, point.published) for point in points])
         scenes = [point.scene_id for point in points]
-        value, values_B = ratio_resamples(ratios_N2, scenes, num_samples=num_samples, seed=seed)
-        return Sampled(value, values_B, int(np.count_nonzero(ratios_N2[:, 1])))
+        values_2, values_B2 = ratio_resamples(
+            ratios_N22[..., 0], ratios_N22[..., 1], scenes, num_samples=num_samples, seed=seed
+        )
+        counted_2 = np.count_nonzero(ratios_N22[..., 1], axis=0)
+        return {
+            convention: Sampled(float(values_2[k]), values_B2[:, k], int(counted_2[k]))
+            for k, convention in enumerate(CONVENTIONS)
+        }
 
 
 def grouped(points: Iterable[tuple[str, Point]]) -> dict[str, list[Point]]:
@@ -117,21 +123,27 @@ def pooled(name: str, points: Iterable[tuple[str, Point]]) -> Ratios:
     return Ratios(name, {OVERALL: [found for group in groups.values() for found in group], **groups})
 
 
-def sample_all(measure: Measure, convention: Convention, num_samples: int, seed: int) -> dict[str, Sampled]:
+def sample_all(measure: Measure, num_samples: int, seed: int) -> dict[Convention, dict[str, Sampled]]:
     """Every total and every group of a measure, totals first."""
-    by_group = {
-        group: measure.sampled(group, convention, num_samples, (seed, index))
-        for index, group in enumerate(measure.groups())
+    sampled = {
+        group: measure.sampled(group, num_samples, (seed, index)) for index, group in enumerate(measure.groups())
     }
-    totals = {}
-    for name, weights in measure.totals.items():
+    return {
+        convention: _with_totals(measure.totals, {group: found[convention] for group, found in sampled.items()})
+        for convention in CONVENTIONS
+    }
+
+
+def _with_totals(totals: Mapping[str, Mapping[str, float]], by_group: dict[str, Sampled]) -> dict[str, Sampled]:
+    summed = {}
+    for name, weights in totals.items():
         parts = [(weight, by_group[group]) for group, weight in weights.items()]
-        totals[name] = Sampled(
+        summed[name] = Sampled(
             value=sum(weight * part.value for weight, part in parts),
             values_B=np.sum([weight * part.values_B for weight, part in parts], axis=0),
             n=sum(part.n for _, part in parts),
         )
-    return totals | by_group
+    return summed | by_group
 
 
 def mean_of(groups: Sequence[str]) -> dict[str, float]:

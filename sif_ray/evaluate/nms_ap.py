@@ -184,6 +184,8 @@ class MeanAveragePrecision:
     def groups(self) -> Sequence[str]:
         return list(self.matches)
 
-    def sampled(self, group: str, convention: Convention, num_samples: int, seed: Seed) -> Sampled:
-        found = self.matches[group][convention]
-        return Sampled(found.mean_ap, found.resampled(num_samples, seed), found.num_images)
+    def sampled(self, group: str, num_samples: int, seed: Seed) -> dict[Convention, Sampled]:
+        return {
+            convention: Sampled(found.mean_ap, found.resampled(num_samples, seed), found.num_images)
+            for convention, found in self.matches[group].items()
+        }

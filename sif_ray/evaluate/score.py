@@ -40,7 +40,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="the benchmark's file as published, or a folder of them; `sif-ray eval list` says where it comes from. An "
         "id is the annotation's own (question_id, sent_id, ...), its 0-based position where it has none, and "
-        "`<file>/<id>` in a folder",
+        "`<category>/<id>` in a folder",
     )
     parser.add_argument("--answers", metavar="PATH", help="the labels of a benchmark whose questions come without them")
     parser.add_argument("--json", metavar="OUT", required=True, help="where the result goes")

@@ -30,7 +30,10 @@ async def judged(replies: Sequence[Reply], make_judge: Callable[[], Judge]) -> l
         outcome = await judge.judge(reply.item.question, reply.item.answer, answer, b"")
         return replace(reply, verdict=outcome.score if isinstance(outcome, Scored) else None)
 
-    return list(await asyncio.gather(*map(verdict, replies)))
+    try:
+        return list(await asyncio.gather(*map(verdict, replies)))
+    finally:
+        await judge.close()
 
 
 def score(benchmark: Benchmark, matched: Matched, *, num_samples: int, seed: int) -> dict[str, Any]:
@@ -55,12 +58,11 @@ def score(benchmark: Benchmark, matched: Matched, *, num_samples: int, seed: int
         "conventions": benchmark.conventions,
         "bootstrap": {"samples": num_samples, "seed": seed, "drawn": "images"},
     }
+    sampled = {measure.name: sample_all(measure, num_samples, seed) for measure in measures}
     for convention in CONVENTIONS:
         tables = {
-            measure.name: {
-                name: found.summary() for name, found in sample_all(measure, convention, num_samples, seed).items()
-            }
-            for measure in measures
+            name: {group: found.summary() for group, found in of_measure[convention].items()}
+            for name, of_measure in sampled.items()
         }
         result[convention] = {**tables[measures[0].name][OVERALL], "tables": tables}
     return result

@@ -17,6 +17,7 @@ from PIL import Image
 
 from sif_ray.evaluate.benchmarks import BENCHMARKS
 from sif_ray.evaluate.benchmarks.item import Benchmark, Item, Reply
+from sif_ray.evaluate.measure import sample_all
 
 SAMPLES = Path(__file__).parents[2] / "../shared/samples"
 needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason="no real rows beside this checkout")
@@ -35,11 +36,9 @@ def replies(benchmark: Benchmark, path: Path, texts: Sequence[str], answers: Pat
 
 def headline(benchmark: str, found: Sequence[Reply], group: str = "overall", measure: int = 0) -> tuple[float, float]:
     """Strict and published."""
-    from sif_ray.evaluate.measure import sample_all
-
     chosen = BENCHMARKS[benchmark].measure(found)[measure]
-    strict, published = (sample_all(chosen, name, 10, 0)[group].value for name in ("strict", "published"))
-    return strict, published
+    sampled = sample_all(chosen, 10, 0)
+    return sampled["strict"][group].value, sampled["published"][group].value
 
 
 def write_json(path: Path, content: Any) -> Path:

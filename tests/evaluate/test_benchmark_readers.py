@@ -86,7 +86,9 @@ def test_real_general_questions_can_be_asked_without_their_labels(name, file, tm
     assert [item.question for item in found] == [row["text"] for row in rows]
     assert [item.image for item in found] == [row["image"] for row in rows]
     assert not any(item.has_truth for item in found)
-    assert found[0].content() == [{"type": "image"}, {"type": "text", "text": rows[0]["text"]}]
+    system, user = found[0].messages()
+    assert system == {"role": "system", "content": "You are a helpful assistant."}
+    assert user["content"] == [{"type": "image"}, {"type": "text", "text": rows[0]["text"]}]
     own = [str(row["question_id"]) for row in rows]
     assert [item.item_id.split("#")[0] for item in found] == own
     assert len({item.item_id for item in found}) == len(rows)
@@ -98,8 +100,9 @@ def test_real_general_questions_can_be_asked_without_their_labels(name, file, tm
 def test_a_question_is_asked_as_the_paper_asks(tmp_path):
     [item, _] = items_of("viscot", build.viscot(tmp_path))
     assert (item.item_id, item.question, item.answer, item.image) == ("7", "What is it?", "A cup", "cot/gqa/1.jpg")
-    assert [part["type"] for part in item.content()] == ["text", "image", "text", "image", "text"]
-    assert item.content()[-1]["text"] == f"\nWhat is it?{SUFFIX}"
+    [user] = item.messages()
+    assert [part["type"] for part in user["content"]] == ["text", "image", "text", "image", "text"]
+    assert user["content"][-1]["text"] == f"\nWhat is it?{SUFFIX}"
 
 
 def test_refcoco_asks_for_the_region(tmp_path):
@@ -366,11 +369,28 @@ def test_a_wrong_file_is_told_by_line_and_field(tmp_path, case):
         items_of(name, make(tmp_path))
 
 
+def test_a_folder_holds_both_halves_of_cvbench(tmp_path):
+    build.cvbench(tmp_path / "test_2d.parquet", [("COCO", "Count", "(A)")])
+    build.cvbench(tmp_path / "test_3d.parquet", [("Omni3D", "Depth order", "(A)")])
+    assert [item.item_id for item in items_of("cvbench", tmp_path)] == ["COCO/10", "Omni3D/10"]
+
+
+def test_a_folder_of_mmmu_is_as_published(tmp_path):
+    (tmp_path / "Art_Theory").mkdir()
+    build.mmmu(tmp_path / "Art_Theory/validation-00000-of-00001.parquet", [("open", "[]", "7")])
+    assert [item.item_id for item in items_of("mmmu", tmp_path)] == ["Art_Theory/validation_Art_Theory_1"]
+
+
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_missing_file_says_where_it_comes_from(tmp_path, name):
     with pytest.raises(ConfigError) as refused:
         items_of(name, tmp_path / "absent.json")
     assert BENCHMARKS[name].obtain in str(refused.value)
+
+
+def test_labels_that_are_not_there_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"--answers .*coco_pope_random"):
+        items_of("pope", build.bunny(tmp_path / "p.jsonl", [{}]), tmp_path / "absent")
 
 
 def test_labels_that_are_not_looked_at_are_refused(tmp_path):

@@ -59,18 +59,19 @@ def test_different_items_cannot_be_compared(tmp_path):
 def test_ratios_of_ones_are_means():
     rng = np.random.default_rng(1)
     values, scenes = rng.random(200), [str(i // 3) for i in range(200)]
-    value, resamples_B = ratio_resamples(np.stack([values, np.ones(200)], axis=1), scenes, num_samples=3000, seed=4)
+    columns = values[:, None], np.ones((200, 1))
+    [value], resamples_B1 = ratio_resamples(*columns, scenes, num_samples=3000, seed=4)
     [estimate] = mean_intervals(values[:, None], scenes, num_samples=3000, seed=4)
     assert value == pytest.approx(estimate.mean)
-    assert np.quantile(resamples_B, [0.025, 0.975]) == pytest.approx([estimate.low, estimate.high])
+    assert np.quantile(resamples_B1[:, 0], [0.025, 0.975]) == pytest.approx([estimate.low, estimate.high])
 
 
 def test_draws_in_parts_are_the_draws_at_once(monkeypatch):
-    values, scenes = np.random.default_rng(2).random((50, 2)) + 0.1, [str(i) for i in range(50)]
-    _, whole_B = ratio_resamples(values, scenes, num_samples=100, seed=3)
+    columns, scenes = np.random.default_rng(2).random((2, 50, 1)) + 0.1, [str(i) for i in range(50)]
+    _, whole_B1 = ratio_resamples(*columns, scenes, num_samples=100, seed=3)
     monkeypatch.setattr("sif_ray.evaluate.bootstrap._NUMBERS_HELD", 170)
-    _, parts_B = ratio_resamples(values, scenes, num_samples=100, seed=3)
-    assert parts_B == pytest.approx(whole_B, rel=1e-12)
+    _, parts_B1 = ratio_resamples(*columns, scenes, num_samples=100, seed=3)
+    assert parts_B1 == pytest.approx(whole_B1, rel=1e-12)
 
 
 def test_a_mean_over_groups_resamples_each_by_itself():
@@ -78,11 +79,11 @@ def test_a_mean_over_groups_resamples_each_by_itself():
     first = [point(str(i), i % 2, i % 2) for i in range(100)]
     second = [point(str(i), 1 - i % 2, 1 - i % 2) for i in range(100)]
     measure = Ratios("accuracy", {"a": first, "b": second}, {"overall": mean_of(["a", "b"])})
-    low, high = sample_all(measure, "strict", 2000, 0)["overall"].interval()
+    low, high = sample_all(measure, 2000, 0)["strict"]["overall"].interval()
     assert (low, high) == pytest.approx((0.5 - 1.96 * 0.5 / np.sqrt(200), 0.5 + 1.96 * 0.5 / np.sqrt(200)), abs=0.01)
 
 
 def test_what_does_not_count_has_no_score():
     measure = Ratios("accuracy", {"x": [Point("a", (0.0, 0.0), (1.0, 1.0))]})
-    assert sample_all(measure, "strict", 20, 0)["x"].summary() == {"score": None, "ci95": None, "n": 0}
-    assert sample_all(measure, "published", 20, 0)["x"].summary() == {"score": 1.0, "ci95": [1.0, 1.0], "n": 1}
+    assert sample_all(measure, 20, 0)["strict"]["x"].summary() == {"score": None, "ci95": None, "n": 0}
+    assert sample_all(measure, 20, 0)["published"]["x"].summary() == {"score": 1.0, "ci95": [1.0, 1.0], "n": 1}

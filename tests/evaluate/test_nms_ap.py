@@ -17,8 +17,9 @@ from pycocotools.cocoeval import COCOeval
 
 from sif_ray.evaluate.benchmarks import BENCHMARKS
 from sif_ray.evaluate.benchmarks.ovdeval import ASPECTS, detections
+from sif_ray.evaluate.bootstrap import draws
 from sif_ray.evaluate.measure import sample_all
-from sif_ray.evaluate.nms_ap import LabelledBox, match, suppress
+from sif_ray.evaluate.nms_ap import LabelledBox, match, suppress, weighted_ap
 
 LABELS = ("cup", "plate", "fork")
 
@@ -118,8 +119,6 @@ def test_of_equal_scores_the_first_or_the_last_stays():
 @pytest.mark.parametrize("seed", range(4))
 def test_every_image_once_gives_the_map_itself(seed):
     """The bootstrap computes AP on its own; where nothing is resampled it must be pycocotools'."""
-    from sif_ray.evaluate.nms_ap import weighted_ap
-
     rng = np.random.default_rng(seed)
     truths, found = random_boxes(rng, 8, 25), random_boxes(rng, 8, 80)
     matches = match(8, truths, found)
@@ -136,7 +135,7 @@ def test_a_resample_is_the_map_of_a_data_set_with_its_images(seed):
     scores = rng.permutation(len(found)) / len(found)
     found = [LabelledBox(one.image, one.label, one.box_xyxy_px, float(s)) for one, s in zip(found, scores, strict=True)]
     resamples_B = match(5, truths, found).resampled(num_samples=4, seed=seed)
-    draws_BI = np.random.default_rng(seed).multinomial(5, np.full(5, 0.2), size=4)
+    [draws_BI] = draws(5, 4, seed)
     for value, draws_I in zip(resamples_B, draws_BI, strict=True):
         copies = [image for image in range(5) for _ in range(draws_I[image])]
 
@@ -227,6 +226,6 @@ def test_intervals_hold_the_score(tmp_path):
     path = ovdeval(tmp_path)
     found = replies(BENCHMARKS["ovdeval"], path, [listed(("red cup", [10, 20, 40, 60])), ""])
     [measure] = BENCHMARKS["ovdeval"].measure(found)
-    sampled = sample_all(measure, "strict", 500, 0)["overall"]
+    sampled = sample_all(measure, 500, 0)["strict"]["overall"]
     low, high = sampled.interval()
     assert low <= sampled.value <= high and sampled.value == pytest.approx(0.5)

@@ -72,11 +72,12 @@ CVBENCH = Benchmark(
     name="cvbench",
     summary="CV-Bench: 1/2 * ((ADE20K + COCO) / 2 + Omni3D)",
     obtain=(
-        "Take `test.parquet` (or the JSON lines beside it) from huggingface.co/datasets/nyu-visionx/CV-Bench (2,638 "
-        "questions with their images, Apache-2.0)."
+        "Take huggingface.co/datasets/nyu-visionx/CV-Bench (2,638 questions with their images, Apache-2.0): a file of "
+        "it, Parquet or JSON lines, or the folder with test_2d.parquet and test_3d.parquet."
     ),
     conventions="strict: the answer must choose the letter; published: Cambrian's parser, the first character decides",
     read=_read,
     measure=_measure,
     readable=lambda reply: _chosen(reply) is not None,
+    files=("test_2d.parquet", "test_3d.parquet"),
 )

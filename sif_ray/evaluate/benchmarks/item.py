@@ -49,11 +49,12 @@ class Item:
         """Whether it can be scored; the questions of some splits are published without answers."""
         return bool(self.answer or self.answers or self.labels or self.boxes_xyxy_px)
 
-    def content(self) -> list[ContentPart]:
-        """Chat content of the user turn, as the paper's scripts ask it."""
-        if self.plain:
-            return [{"type": "image"}, {"type": "text", "text": self.question}]
-        return user_content(self.question, with_depth_words=False)
+    def messages(self) -> list[dict[str, object]]:
+        """Chat messages as the paper's scripts ask: photo and depth image with the thinking, or plainly the photo."""
+        if not self.plain:
+            return [{"role": "user", "content": user_content(self.question, with_depth_words=False)}]
+        content: list[ContentPart] = [{"type": "image"}, {"type": "text", "text": self.question}]
+        return [{"role": "system", "content": PLAIN_SYSTEM}, {"role": "user", "content": content}]
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,18 @@ class Benchmark:
     judged: bool = False  # whether a judge says how good an answer is
 
     def items(self, annotations: Path, answers: Path | None = None) -> Iterator[Item]:
-        """Every item of an annotation file, or of all in a folder, where ids become `<file>/<id>`.
+        """Every item of an annotation file, or of all in a folder, where ids become `<category>/<id>`.
 
         An own id that comes again (MME asks twice about an image) gets "#2", "#3", ... Raises `ConfigError`.
         """
         if answers is not None and not self.labels:
             raise ConfigError(f"--answers {answers}: {self.name} has its answers in its annotations; leave it out")
+        if answers is not None and not answers.exists():
+            raise ConfigError(f"--answers {answers}: no such file or folder; expected {self.labels}")
         seen: Counter[str] = Counter()
         for path in self._paths(annotations):
             for item in self.read(path, answers):
-                own = f"{path.stem}/{item.item_id}" if annotations.is_dir() else item.item_id
+                own = f"{item.category}/{item.item_id}" if annotations.is_dir() else item.item_id
                 seen[own] += 1
                 yield replace(item, item_id=numbered(own, seen[own]))
 

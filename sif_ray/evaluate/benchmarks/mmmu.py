@@ -146,9 +146,9 @@ MMMU = Benchmark(
     name="mmmu",
     summary="MMMU: lettered and open questions of 30 subjects",
     obtain=(
-        "Take the Parquet files of the split validation (900 questions, 30 in each subject) from "
-        "huggingface.co/datasets/MMMU/MMMU, images included; a folder holds them as `<subject>.parquet`. The split "
-        "test, which the released script runs, has no public answers: hand predictions on it to the server of MMMU."
+        "Take the split validation of huggingface.co/datasets/MMMU/MMMU (900 questions with their images): the folder "
+        "with `<subject>/validation-00000-of-00001.parquet`, 30 of them, or one such file. The split test, which the "
+        "released script runs, has no public answers: hand predictions on it to the server of MMMU."
     ),
     conventions=(
         "strict: the answer must choose the letter; published: the official parser, and where it finds none, what its "
@@ -157,5 +157,5 @@ MMMU = Benchmark(
     read=_read,
     measure=_measure,
     readable=_is_readable,
-    files=tuple(f"{subject}.parquet" for subject in SUBJECTS),
+    files=tuple(f"{subject}/validation-00000-of-00001.parquet" for subject in SUBJECTS),
 )
