@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from collections.abc import Iterator
 
@@ -13,7 +12,8 @@ from sif_ray.datagen.content import content_of
 from sif_ray.datagen.index import read_plan
 from sif_ray.datagen.selection import select
 from sif_ray.datagen.source import make_source
-from sif_ray.datagen.source.rows import InputFile, input_files
+from sif_ray.datagen.source.picture_folder import PictureFolder
+from sif_ray.datagen.source.rows import input_files
 from sif_ray.method.prompts import teacher_system
 from sif_ray.storage import Folder
 
@@ -24,24 +24,29 @@ MAX_COUNTED_SCENES = 10_000
 def preview(config: GenerateConfig) -> str:
     """Source, rows, place and teacher of a run, in lines of text.
 
-    Files that are not found are said to be missing: they may be where the run will be. Raises `ConfigError` where the
-    run would be refused for what its output holds.
+    What is not found is said to be missing: it may be where the run will be. Raises `ConfigError` where the run would
+    be refused for its files or for what its output holds.
     """
-    files: list[tuple[InputFile, int]] = []
-    missing = []
+    lines, missing, num_bytes = [f"source: {config.source}"], [], 0
     for place in config.input:
         try:
-            files += [(file, file.filesystem.get_file_info(file.path).size) for file in input_files([place])]
+            for file in input_files([place]):
+                size = file.filesystem.get_file_info(file.path).size
+                num_bytes += size
+                lines.append(f"  {file.path}  {size / 1e6:,.2f} MB")
         except ConfigError as error:
             missing.append(str(error))
-    lines = [f"source: {config.source}" + (f", images below {config.images}" if config.images else "")]
-    lines += [f"  {file.path}  {size / 1e6:,.2f} MB" for file, size in files]
-    lines += [f"  not found here: {fault}" for fault in missing]
+    if config.images:
+        lines.append(f"images: below {config.images}")
+        try:
+            PictureFolder.of(config.images).check()
+        except ConfigError as error:
+            missing.append(str(error))
     if missing:
-        lines.append(f"output: {config.output}")
+        lines += [*(f"not found here: {fault}" for fault in missing), f"output: {config.output}"]
     else:
         source = make_source(config)
-        lines += _rows(source, config, sum(size for _, size in files))
+        lines += _rows(source, config, num_bytes)
         lines.append(f"output: {_progress(config)}")
         lines += _teacher(source, config)
     return "\n".join(["Data:", *(f"  {line}" for line in lines)])
@@ -86,5 +91,6 @@ def _teacher(source: Source, config: GenerateConfig) -> Iterator[str]:
     example = next((found for found in source.annotations() if not found.error), None)
     if example is not None:
         yield f"  about {example.sample_id} it would be told:"
-        yield textwrap.indent(teacher_system(example.question, example.answer, config.decimals), "  | ")
+        told = teacher_system(example.question, example.answer, config.decimals)
+        yield from (f"  | {line}" for line in told.splitlines())
         yield "  and shown, for every frame, its boxes with their depth and the photograph with them in green"

@@ -48,8 +48,10 @@ def test_what_a_run_would_refuse_is_refused(small_dataset: SmallDataset) -> None
 
 @pytest.mark.parametrize("place", ["nowhere.jsonl", "nowhere/*.jsonl"])
 def test_files_may_be_elsewhere(place: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["generate", "source=jsonl", f"input=[{place}]", "--dry-run"]) == 0
-    assert f"not found here: input = '{place}'" in capsys.readouterr().out
+    assert cli.main(["generate", "source=jsonl", f"input=[{place}]", "images=no_pictures", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert f"not found here: input = '{place}'" in shown
+    assert "no_pictures': there is no such folder" in shown
 
 
 def test_large_sources_are_not_read(tmp_path: Path) -> None:
