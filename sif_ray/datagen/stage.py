@@ -38,6 +38,7 @@ from sif_ray.datagen.published import publish
 from sif_ray.datagen.selection import select
 from sif_ray.datagen.shards import Summary
 from sif_ray.datagen.source import make_source
+from sif_ray.depth.checkpoint import tell_licence
 from sif_ray.judge.factory import check_judge
 from sif_ray.observe.progress import Progress
 from sif_ray.observe.run_folder import environment, kept_to_itself
@@ -63,6 +64,7 @@ def run(config: GenerateConfig) -> None:
         log.info("generate: %s is finished with this configuration, %s", folder.url, _told(counts))
         return
     folder.check_writable("output")
+    tell_licence(config.depth_model)
     with _sole_run(folder):
         folder.remove_parts()
         _check_models(config)

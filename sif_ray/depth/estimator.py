@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,11 +18,6 @@ from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
 from sif_ray.depth.checkpoint import resolve_model
 from sif_ray.method.depth_code import from_disparity
-
-log = logging.getLogger(__name__)
-
-NON_COMMERCIAL = ("Base", "Large", "Giant")
-"""Sizes of Depth Anything V2 under CC-BY-NC-4.0; Small is Apache-2.0."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +39,6 @@ class DepthEstimator:
         """`batch_size`: photographs of one pass at most, on a GPU; on a CPU it is 1. There batches are no faster, and
         would make the last bits of a photograph's depth depend on its neighbours."""
         source = resolve_model(model)
-        if any(size in Path(model).name for size in NON_COMMERCIAL):
-            log.warning("%s: Depth Anything V2 Base, Large and Giant are CC-BY-NC-4.0, Small is Apache-2.0", model)
         self.name = Path(source).name
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._batch_size = batch_size if self._device != "cpu" else 1

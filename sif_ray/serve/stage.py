@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from ray import serve
 
 from sif_ray.config import ServeConfig
+from sif_ray.depth.checkpoint import tell_licence
 from sif_ray.policy.check import check_policy
 from sif_ray.runtime import ray_session
 from sif_ray.serve.app import build_app
@@ -32,6 +33,7 @@ def run(config: ServeConfig) -> None:
 def serving(config: ServeConfig) -> Iterator[str]:
     """The application for the body, as its base URL, e.g. "http://127.0.0.1:8000"; ready when it is entered."""
     check_policy(config.policy, engine_on_cpu=not config.engine.num_gpus)
+    tell_licence(config.depth_model)
     port = config.port or _free_port(config.host)
     config = dataclasses.replace(config, port=port)
     with ray_session(config.ray):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sif_ray.depth.checkpoint import tell_licence
 from sif_ray.depth.estimator import DepthEstimator
 from sif_ray.method.depth_code import box_mean, from_disparity
 from sif_ray.toyworld.render import render
@@ -53,15 +53,13 @@ def test_no_photos_are_no_maps(estimator):
     assert estimator.estimate([]) == []
 
 
-def test_the_model_is_named_after_its_folder_and_a_non_commercial_licence_is_told(estimator, tmp_path, caplog):
-    from sif_ray.toyworld.assets import path
-
-    assert estimator.name == "tiny_depth"
-    large = tmp_path / "Depth-Anything-V2-Large-hf"
-    large.symlink_to(path("tiny_depth"))
-    with caplog.at_level(logging.WARNING):
-        assert DepthEstimator(str(large)).name == large.name
-    assert "CC-BY-NC-4.0" in caplog.text
+def test_a_non_commercial_licence_is_told(caplog):
+    for model in ("toy", "depth-anything/Depth-Anything-V2-Small-hf", "Large-models/Depth-Anything-V2-Small-hf"):
+        tell_licence(model)
+    assert not caplog.messages
+    for size in ("Base", "Large", "Giant"):
+        tell_licence(f"depth-anything/Depth-Anything-V2-{size}-hf")
+    assert [message.count("CC-BY-NC-4.0") for message in caplog.messages] == [1, 1, 1]
 
 
 def test_the_identity_is_that_of_the_weights_and_of_the_preparation(estimator, tmp_path):
