@@ -145,13 +145,15 @@ def test_hugging_face_datasets_reads_the_shards(
 
 
 @pytest.mark.timeout(120)
-def test_a_dataset_in_an_object_store_is_exported_beside_itself_and_to_a_disk(tmp_path: Path) -> None:
+def test_a_dataset_in_an_object_store_is_inspected_and_exported(tmp_path: Path) -> None:
     with object_store() as store:
         made = make_small_dataset(store.url("sif"), tmp_path)
         assert cli.main(["data", "export", made.place, "--output", str(tmp_path / "sif")]) == 0
         rows = read_as_llama_factory(tmp_path / "sif", "sif")
         assert cli.main(["data", "export", made.place]) == 0
         folder = Folder.open(made.place)
+        assert cli.main(["data", "inspect", made.place, "--open", "no"]) == 0
+        assert f"{len(rows)} questions about".encode() in folder.read("inspection.html")
         assert all(
             folder.read(name) == (tmp_path / "sif" / name).read_bytes() for row in rows for name in row["images"]
         )
