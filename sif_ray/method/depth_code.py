@@ -176,27 +176,28 @@ def _spread(image_HW3: npt.NDArray[np.uint8]) -> int:
     return int((image_HW3.max(axis=2) - image_HW3.min(axis=2)).max())
 
 
-def _palette_index(image_HW3: npt.NDArray[np.uint8]) -> npt.NDArray[np.intp]:
-    keys_N, inverse_HW = np.unique(_keys(image_HW3), return_inverse=True)
-    place_N = np.minimum(np.searchsorted(_SORTED_KEYS, keys_N), 255)
-    index_N = _KEY_ORDER[place_N]
-    unknown_N = _SORTED_KEYS[place_N] != keys_N
-    if unknown_N.any():
-        colours = np.stack([keys_N >> 16, keys_N >> 8 & 255, keys_N & 255], axis=1)[unknown_N]
-        index_N[unknown_N] = cKDTree(PALETTE_RGB.astype(np.float64)).query(colours)[1]
-    index_HW: npt.NDArray[np.intp] = index_N[inverse_HW.reshape(image_HW3.shape[:2])]
+def _palette_index(image_HW3: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    keys_HW = _keys(image_HW3)
+    index_HW: npt.NDArray[np.uint8] = _INDEX_OF_SLOT[keys_HW % _NUM_SLOTS]
+    unknown_HW = _PALETTE_KEYS[index_HW] != keys_HW
+    if unknown_HW.any():
+        keys_N, inverse_M = np.unique(keys_HW[unknown_HW], return_inverse=True)
+        colours_N3 = np.stack([keys_N >> 16, keys_N >> 8 & 255, keys_N & 255], axis=1)
+        index_HW[unknown_HW] = cKDTree(PALETTE_RGB.astype(np.float64)).query(colours_N3)[1][inverse_M]
     return index_HW
 
 
-def _keys(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+def _keys(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
     """One number per colour."""
-    wide = rgb.astype(np.int64)
-    keys: npt.NDArray[np.int64] = (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
+    wide = rgb.astype(np.uint32)
+    keys: npt.NDArray[np.uint32] = wide @ np.array([1 << 16, 1 << 8, 1], np.uint32)
     return keys
 
 
-_KEY_ORDER = np.argsort(_keys(PALETTE_RGB))
-_SORTED_KEYS = _keys(PALETTE_RGB)[_KEY_ORDER]
+_PALETTE_KEYS = _keys(PALETTE_RGB)
+_NUM_SLOTS = np.uint32(3967)  # the smallest divisor under which the remainders of all palette colours differ
+_INDEX_OF_SLOT = np.zeros(_NUM_SLOTS, np.uint8)
+_INDEX_OF_SLOT[_PALETTE_KEYS % _NUM_SLOTS] = np.arange(256)
 
 
 def _map(values: npt.ArrayLike, name: str) -> npt.NDArray[np.float64]:
