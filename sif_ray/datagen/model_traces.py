@@ -10,8 +10,11 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from sif_ray.config import GenerateConfig
-from sif_ray.datagen.chat_teacher import ChatTeacher, RowRefused, TeacherUnavailable, lesson, repair
+from sif_ray.datagen.chat_teacher import ChatTeacher, Message, RowRefused, TeacherUnavailable, lesson, repair
 from sif_ray.datagen.checks import form_faults
 from sif_ray.datagen.drafts import Draft
 from sif_ray.datagen.traces import areas_of, sample_rng, with_frames
@@ -21,7 +24,7 @@ from sif_ray.judge.factory import make_judge
 from sif_ray.judge.outcome import Failed, Scored
 from sif_ray.judge.reply import CUT_REPLY, UNREADABLE_REPLY
 from sif_ray.method.trace import TraceError, find_answer, parse
-from sif_ray.records import FloatArray, Sample
+from sif_ray.records import Sample
 
 SAME_ANSWER = 0.8
 """Least score with which a judge takes the teacher's answer for the truth; the exact judge gives 0 or 1."""
@@ -62,11 +65,16 @@ class ModelTraces:
         Raises `TeacherUnavailable` when teacher or judge cannot be asked, which refuses no row.
         """
         rows = [asyncio.create_task(self._trace(draft)) for draft in drafts]
+        end = [asyncio.create_task(self._server.end())] if self._server else []
         try:
-            return await asyncio.gather(*rows)
+            made = asyncio.gather(*rows)
+            await asyncio.wait([made, *end], return_when=asyncio.FIRST_COMPLETED)
+            for ended in filter(asyncio.Task.done, end):
+                raise TeacherUnavailable(f"teacher: {ended.result()}; start the run again, nothing is lost")
+            return await made
         finally:
-            for row in rows:
-                row.cancel()
+            for task in [*rows, *end]:
+                task.cancel()
 
     def metrics(self) -> dict[str, float]:
         """Totals of teacher and judge: teacher/accepted, /repaired, /refused, and those of their calls."""
@@ -75,6 +83,7 @@ class ModelTraces:
     async def close(self) -> None:
         """Close connections and logs, and end a server of our own."""
         await self._teacher.close()
+        await self._judge.close()
         if self._server:
             await asyncio.to_thread(self._server.close)
 
@@ -89,8 +98,7 @@ class ModelTraces:
 
     async def _taught(self, draft: Draft) -> Draft:
         sample = draft.sample
-        depth_rel = await asyncio.to_thread(read_gray, draft.depth_gray)
-        messages = await asyncio.to_thread(lesson, sample, areas_of(sample.frames, depth_rel), self._config.decimals)
+        depth_rel, messages = await asyncio.to_thread(self._lesson, draft)
         seed = int(sample_rng(self._config.seed, sample.sample_id).integers(2**31))
         for repairs_left in reversed(range(1 + self._config.teacher.repairs)):
             try:
@@ -108,7 +116,12 @@ class ModelTraces:
                 messages = repair(messages, completion.text, reasons)
         return replace(draft, sample=sample).refused(*reasons)
 
-    async def _faults(self, sample: Sample, depth_rel: FloatArray) -> list[str]:
+    def _lesson(self, draft: Draft) -> tuple[npt.NDArray[np.float64], list[Message]]:
+        depth_rel = read_gray(draft.depth_gray)
+        areas = areas_of(draft.sample.frames, depth_rel)
+        return depth_rel, lesson(draft.sample, areas, self._config.decimals)
+
+    async def _faults(self, sample: Sample, depth_rel: npt.NDArray[np.float64]) -> list[str]:
         found = form_faults(sample, depth_rel, self._config.decimals)
         if found:
             return found

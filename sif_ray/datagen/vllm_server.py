@@ -3,6 +3,7 @@ hosted one."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -38,7 +39,7 @@ class VllmServer:
 
         Raises `RuntimeError`, with the end of the log, when it does not start.
         """
-        port = _free_port()
+        port, self._log = _free_port(), log
         self.base_url = f"http://127.0.0.1:{port}/v1"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
@@ -50,7 +51,7 @@ class VllmServer:
                 start_new_session=True,  # a process group of its own, which is ended as one
             )
         try:
-            self._wait_until_healthy(f"http://127.0.0.1:{port}/health", log)
+            self._wait_until_healthy(f"http://127.0.0.1:{port}/health")
         except BaseException:
             self.close()
             raise
@@ -64,7 +65,13 @@ class VllmServer:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
-    def _wait_until_healthy(self, url: str, log: Path) -> None:
+    async def end(self) -> str:
+        """Wait until the server has ended, and say how."""
+        while self._process.poll() is None:
+            await asyncio.sleep(POLL_S)
+        return f"vLLM ended with status {self._process.poll()}; see {self._log}"
+
+    def _wait_until_healthy(self, url: str) -> None:
         end_s = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < end_s and self._process.poll() is None:
             try:
@@ -72,8 +79,10 @@ class VllmServer:
                     return
             except OSError:
                 time.sleep(POLL_S)
-        said = log.read_text(errors="replace")[-3000:]
-        raise RuntimeError(f"vLLM did not start (exit status {self._process.poll()}); see {log}, which ends:\n{said}")
+        said = self._log.read_text(errors="replace")[-3000:]
+        raise RuntimeError(
+            f"vLLM did not start (exit status {self._process.poll()}); see {self._log}, which ends:\n{said}"
+        )
 
 
 def _arguments(model: str, config: EngineConfig, port: int) -> list[str]:

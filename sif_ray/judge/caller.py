@@ -10,6 +10,7 @@ but time.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -66,7 +67,9 @@ class Caller:
         self._config = config
         self._client = ChatClient(config.base_url, api_key, config.timeout_s)
         self._limits = Limits(max(1, config.max_concurrency // num_workers), config.requests_per_minute / num_workers)
-        failures = min(config.breaker_failures, config.max_retries + 1) if ping else config.breaker_failures
+        # With a ping: failures in a row open the breaker before a call of its own has used up its retries.
+        self._max_retries = max(1, config.max_retries) if ping else config.max_retries
+        failures = min(config.breaker_failures, self._max_retries + 1) if ping else config.breaker_failures
         self._breaker = Breaker(name, failures, config.breaker_cooldown_s)
         self._audit = jsonl.open_for_append(audit)
         self._ping = ping
@@ -79,11 +82,12 @@ class Caller:
         Raises `CallRefused` when the server works and will not answer this call; `EndpointDown` when it has not
         answered anybody for `max_wait_s`; another `CallError` when retries are of no use or used up.
         """
-        asked_s = time.monotonic()
-        async for attempt in retrying(self._config.max_retries):
-            with attempt:
-                return await self._attempt(call, attempt.retry_state.attempt_number, asked_s)
-        raise AssertionError("tenacity returns or raises")
+        asked_s, numbers = time.monotonic(), itertools.count(1)
+
+        async def attempt() -> T:
+            return await self._attempt(call, next(numbers), asked_s)
+
+        return await retrying(self._max_retries)(attempt)
 
     def metrics(self) -> dict[str, float]:
         """Totals of this worker: <name>/calls, /retries, /error/<reason>, /breaker_opened, /tokens_in, /tokens_out,
@@ -136,7 +140,7 @@ class Caller:
             raise
         if not (error and (error.down or error.reason == RATE_LIMIT)):
             self._answered_s = time.monotonic()
-        self._breaker.leave(alive=not (error and error.down))
+        self._breaker.leave(None if error and self._is_patience(error) else not (error and error.down))
         self._note(call, number, time.monotonic() - started_s, completion, result, error)
         if error:
             raise error
@@ -188,13 +192,14 @@ class Caller:
 async def ask_before_a_run(config: EndpointConfig, api_key: str, call: Call[T]) -> T:
     """Ask with retries but no patience, to see whether the endpoint works. Raises `CallError`."""
     client = ChatClient(config.base_url, api_key, config.timeout_s)
+
+    async def ask() -> T:
+        return call.read(await client.complete(call.request()))
+
     try:
-        async for attempt in retrying(config.max_retries):
-            with attempt:
-                return call.read(await client.complete(call.request()))
+        return await retrying(config.max_retries)(ask)
     finally:
         await client.close()
-    raise AssertionError("tenacity returns or raises")
 
 
 def retrying(max_retries: int) -> AsyncRetrying:

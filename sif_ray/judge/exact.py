@@ -85,6 +85,9 @@ class ExactMatchJudge:
         """None: comparing text costs nothing."""
         return {}
 
+    async def close(self) -> None:
+        """Nothing is open."""
+
     def same(self, question: str, answer: str, prediction: str) -> bool:
         """True when `prediction` gives the same answer to `question` as `answer`."""
         options = {letter: self._normal(text) for letter, text in lettered_options(question).items()}

@@ -40,3 +40,7 @@ class Judge(Protocol):
     def metrics(self) -> dict[str, float]:
         """Totals since the judge was made, as "judge/..."; empty when there is nothing to measure."""
         ...
+
+    async def close(self) -> None:
+        """Give up what is being asked, and close what is open."""
+        ...

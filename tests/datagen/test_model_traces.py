@@ -19,7 +19,7 @@ from PIL import Image
 from teacher_servers import Shown, SmallTeacher, trace_of, well_behaved, wrong_numbers
 from toy_drafts import toy_drafts
 
-from sif_ray.config import ConfigError, GenerateConfig, JudgeConfig, TeacherConfig
+from sif_ray.config import ConfigError, GenerateConfig, JudgeConfig, TeacherConfig, load
 from sif_ray.datagen.chat_teacher import TeacherUnavailable, check_teacher, framed_photos
 from sif_ray.datagen.checks import EXPLANATIONS, form_faults
 from sif_ray.datagen.drafts import Draft
@@ -264,19 +264,30 @@ async def test_a_refusal_costs_one_row(kind, teaching, server, drafts):
 
 
 @pytest.mark.parametrize("num_rows", [1, 4], ids=["alone", "among others"])
-@pytest.mark.parametrize("reason", ["teacher_timeout", "teacher_failed"])
-async def test_a_row_that_breaks_the_teacher_costs_one_row_and_no_outage(reason, num_rows, teaching, server, drafts):
+@pytest.mark.parametrize(
+    ("reason", "max_retries"), [("teacher_timeout", 1), ("teacher_failed", 0), ("teacher_failed", 4)]
+)
+async def test_a_row_that_breaks_the_teacher_costs_one_row_and_no_outage(
+    reason, max_retries, num_rows, teaching, server, drafts
+):
     is_bad = about(drafts[0])
     if reason == "teacher_timeout":
         server.seconds = lambda shown: 30.0 if is_bad(shown) else 0.0
     else:
         server.status = lambda shown: 500 if is_bad(shown) else 200
-    async with teaching(max_retries=1, timeout_s=TIMEOUT_S) as traces:
+    async with teaching(max_retries=max_retries, timeout_s=TIMEOUT_S) as traces:
         made = await traces(drafts[:num_rows])
     assert [draft.reasons for draft in made] == [(reason,)] + [()] * (num_rows - 1)
 
 
 # --- what the endpoint does ------------------------------------------------------------------------------------------
+
+
+async def test_rows_that_all_break_the_teacher_are_refused_in_the_end(teaching, server, drafts):
+    server.status = lambda shown: 200 if shown.is_easy else 500
+    async with teaching(max_retries=1) as traces:
+        made = await traces(drafts[:8])
+    assert [draft.reasons for draft in made] == [("teacher_failed",)] * 8
 
 
 async def test_failing_calls_lose_no_row(teaching, proxy, drafts):
@@ -389,6 +400,18 @@ def test_logs_of_an_object_store_are_on_the_node():
     assert log_folder("runs/data") == Path("runs/data")
     assert log_folder("s3://bucket/data").is_absolute()
     assert log_folder("s3://bucket/data") != log_folder("s3://bucket/other")
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        (["kind=llm", "base_url=http://h/v1", "max_concurrency=3", "actors_max=4"], r"actors_max \(4\) is above"),
+        (["kind=vllm", "max_tokens=4096"], r"max_tokens \(4096\) leaves no room .*engine\.max_model_len \(4096\)"),
+    ],
+)
+def test_a_teacher_that_contradicts_itself_is_refused(settings, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        load("generate", None, [f"teacher.{setting}" for setting in ["model=teacher", *settings]])
 
 
 async def test_limits_are_those_of_all_actors_and_calls_together(teaching, server, drafts):

@@ -14,6 +14,7 @@ import pytest
 from toy_drafts import toy_drafts
 
 from sif_ray.config import EngineConfig, GenerateConfig, TeacherConfig
+from sif_ray.datagen.chat_teacher import TeacherUnavailable
 from sif_ray.datagen.checks import EXPLANATIONS
 from sif_ray.datagen.model_traces import ModelTraces
 from sif_ray.datagen.vllm_server import VllmServer
@@ -44,6 +45,9 @@ async def test_the_tiny_policy_teaches(tmp_path):
     try:
         made = await traces(drafts)
         again = await traces(drafts)
+        served_by[0].kill()
+        with pytest.raises(TeacherUnavailable, match="vLLM ended with status -9"):
+            await traces(drafts)
     finally:
         await traces.close()
     assert again == made
