@@ -55,7 +55,7 @@ MMBENCH = Benchmark(
     summary="MMBench: lettered options, single round",
     obtain=(
         "Take a .tsv of MMBench (github.com/open-compass/MMBench), images included, with the column answer: "
-        "MMBench_DEV_EN (4,329 rows). The released script runs MMBench_TEST_EN_legacy, whose answers are not public: "
+        "MMBench_DEV_EN. The released script runs MMBench_TEST_EN_legacy, whose answers are not public: "
         "hand predictions on it to the server of MMBench."
     ),
     conventions=f"{_CONVENTIONS} (the server of MMBench asks an LLM which option a text means)",

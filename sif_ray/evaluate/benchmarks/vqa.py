@@ -25,7 +25,7 @@ VQAV2_LABELS = "the file v2_mscoco_val2014_annotations.json (visualqa.org)"
 
 
 def _vqa_labels(path: Path) -> dict[str, tuple[list[Any], str]]:
-    """{question id: (answers of the people, type of answer)}, streamed: the file has 360 MB."""
+    """{question id: (answers of the people, type of answer)}, streamed: the file has hundreds of megabytes."""
     try:
         with path.open("rb") as file:
             rows = ijson.items(file, "annotations.item")
@@ -76,7 +76,7 @@ VQAV2 = Benchmark(
     obtain=(
         "Take a `bunny_vqav2_*.jsonl` of the evaluation data of SpatialBot or Bunny, or any file with its fields. "
         "Test-dev (107,394 questions) has no public answers: convert the predictions and hand them to the server of "
-        f"visualqa.org. For val2014 give {VQAV2_LABELS} with --answers; images of COCO (val2014 6 GB, test2015 13 GB). "
+        f"visualqa.org. For val2014 give {VQAV2_LABELS} with --answers; images of COCO (val2014 6 GB, test2015 12 GB). "
         "A question file may also hold the ten answers itself, as the field answers."
     ),
     conventions="strict: an answer block counts where there is one; published: the whole text",
