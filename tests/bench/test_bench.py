@@ -82,6 +82,7 @@ def test_photographs_are_as_many_as_asked_and_all_annotations_are_usable(tmp_pat
     assert len({make_source(config).open(item).image for item in annotations}) == 4
 
 
+@pytest.mark.slow
 def test_the_suite_runs_and_its_figures_are_those_of_real_rows(ray_local, tmp_path):
     throughput = measure_throughput(tmp_path, SMALL, repetitions=1)
     assert throughput.goals[0].goal == pytest.approx(0.85 * 80)
