@@ -32,7 +32,7 @@ from sif_ray.policy.model import load_policy
 SCENES, BATCH = 16, 4
 ROWS = 2 * SCENES
 JOB = Path(__file__).parents[2] / "jobs" / "warmup.py"
-WAIT_S = 120.0  # for a run on a busy machine to come so far
+WAIT_S = 240.0  # for a run on a busy machine to come so far
 
 
 @pytest.fixture(scope="module")
