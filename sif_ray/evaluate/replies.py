@@ -12,7 +12,9 @@ from sif_ray.method.boxes import Box
 from sif_ray.method.trace import find_answer, find_areas
 
 _EDGES = " \t\r\n*_`\"'“”‘’"  # white space, quotes and Markdown's emphasis around an answer
-_LETTER = r"(A(?=\)?[*_]*\s*(?:[.,;:!]|because|since|$))|[B-Z](?!\w))"  # "answer is A red car" names no option
+_NO_SECOND = r"(?!\)?\s*(?:or|and|,|/)\s*\(?[A-Z](?!\w))"  # "answer is B or C" chooses none
+_ENDS = r"(?=\)?[*_]*\s*(?:[.,;:!]|because|since|$))"  # "answer is A red car" names no option
+_LETTER = rf"((?:A{_ENDS}|[B-Z](?!\w)){_NO_SECOND})"
 _BARE = re.compile(r"\(?([A-Za-z])[).:,*_]*")
 _STATED = re.compile(r"(?i:answer(?:\s+is)?)\s*[:=]?\s*[*_]*\(?" + _LETTER)
 _MENTIONED = re.compile(r"(?<!\w)\(?([A-Z])\)|(?i:option|choice)(?:\s+is)?\s*[:=]?\s*[*_]*" + _LETTER)
