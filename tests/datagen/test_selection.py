@@ -54,6 +54,7 @@ caps = {"max_per_dataset": st.integers(0, 8), "max_rows": st.integers(0, 20)}
 # --- ids -------------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(rows_of_any_kind)
 def test_every_row_has_an_id_of_its_own(rows):
     found = list(unique_ids(rows))
@@ -76,6 +77,7 @@ def test_an_id_that_looks_like_that_of_a_second_row_stays_unique():
 # --- caps ------------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(rows_of_any_kind, *caps.values())
 def test_the_released_order_takes_the_first_ones(rows, max_per_dataset, max_rows):
     found = selected(rows, order="first", drop_datasets=["docvqa"], max_per_dataset=max_per_dataset, max_rows=max_rows)
@@ -89,7 +91,7 @@ def test_the_released_order_takes_the_first_ones(rows, max_per_dataset, max_rows
     assert [row.sample_id for row in found if not row.error] == [row.sample_id for row in expected]
 
 
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=200)
 @given(rows_of_any_kind, *caps.values(), st.integers(0, 3))
 def test_a_draw_is_even_within_its_caps(rows, max_per_dataset, max_rows, seed):
     found = selected(rows, seed, max_per_dataset=max_per_dataset, max_rows=max_rows)
@@ -105,6 +107,7 @@ def test_a_draw_is_even_within_its_caps(rows, max_per_dataset, max_rows, seed):
         assert counts[name] == count or counts[name] >= max(counts.values()) - 1
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.text(max_size=3), st.sets(st.text(max_size=4), max_size=12)), st.integers(0, 40), st.randoms()
 )

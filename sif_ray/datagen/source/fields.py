@@ -56,7 +56,18 @@ def make_annotation(
 
 def broken_annotation(sample_id: str, error: str) -> Annotation:
     """In the place of a row of which nothing can be told but where it stands."""
-    return Annotation(sample_id, "", "", "", "", "", "", (), "image", error=error)
+    return Annotation(
+        sample_id=sample_id,
+        dataset="",
+        split="",
+        image="",
+        question="",
+        question_type="",
+        answer="",
+        boxes=(),
+        frame="image",
+        error=error,
+    )
 
 
 def text(value: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
@@ -51,9 +52,14 @@ class InputFile:
         """Whether the name says that it is JSON Lines."""
         return self.name.removesuffix(".gz").endswith(".jsonl")
 
-    def open(self) -> io.BufferedReader:
-        """Its bytes, unpacked where the name ends in .gz."""
-        return io.BufferedReader(self.filesystem.open_input_stream(self.path))
+    @contextmanager
+    def open(self) -> Iterator[io.BufferedReader]:
+        """Its bytes, unpacked where the name ends in .gz. Inside, a file that cannot be read raises `ConfigError`."""
+        try:
+            with io.BufferedReader(self.filesystem.open_input_stream(self.path)) as stream:
+                yield stream
+        except OSError as error:
+            raise ConfigError(f"input = {self.path!r} cannot be read: {error}") from error
 
 
 def input_files(places: Iterable[str]) -> list[InputFile]:
@@ -84,17 +90,14 @@ def json_rows(file: InputFile) -> Iterator[Row]:
     Blank lines are left out. A broken line is a row without fields. Raises `ConfigError` for a file that cannot be
     read, and where an array is broken or breaks off, as nothing can be told about what follows.
     """
-    try:
-        with file.open() as stream:
-            if stream.peek(3)[:3] == _BYTE_ORDER_MARK:
-                stream.read(3)
-            if not file.has_lines and stream.peek(1).lstrip()[:1] == b"[":
-                for number, element in enumerate(array_items(file, stream, "item"), start=1):
-                    yield number, element if isinstance(element, dict) else None
-            else:
-                yield from _line_rows(file, stream)
-    except OSError as error:
-        raise ConfigError(f"input = {file.path!r} cannot be read: {error}") from error
+    with file.open() as stream:
+        if stream.peek(3)[:3] == _BYTE_ORDER_MARK:
+            stream.read(3)
+        if not file.has_lines and stream.peek(1).lstrip()[:1] == b"[":
+            for number, element in enumerate(array_items(file, stream, "item"), start=1):
+                yield number, element if isinstance(element, dict) else None
+        else:
+            yield from _line_rows(file, stream)
 
 
 def array_items(file: InputFile, stream: BinaryIO, path: str) -> Iterator[Any]:
@@ -107,7 +110,7 @@ def array_items(file: InputFile, stream: BinaryIO, path: str) -> Iterator[Any]:
         for item in ijson.items(stream, path, use_float=True):
             count += 1
             yield item
-    except ijson.JSONError as error:
+    except ijson.JSONError as error:  # its further lines show the place in the file
         told = " ".join(str(error).split("\n")[0].split())
         raise ConfigError(f"input = {file.path!r} is broken after {count} elements of its array: {told}") from error
 
