@@ -652,6 +652,16 @@ def _teacher_relations(config: TeacherConfig) -> Iterator[str]:
     yield from _endpoint_relations(config)
     if config.actors_max < config.actors_min:
         yield f"actors_max ({config.actors_max}) is below actors_min ({config.actors_min}); raise it or lower the other"
+    if config.kind != "template" and config.actors_max > config.max_concurrency:
+        yield (
+            f"actors_max ({config.actors_max}) is above max_concurrency ({config.max_concurrency}), which they share; "
+            "lower the one or raise the other"
+        )
+    if config.kind == "vllm" and config.max_tokens >= config.engine.max_model_len:
+        yield (
+            f"max_tokens ({config.max_tokens}) leaves no room for a prompt, which has up to five photographs, in "
+            f"engine.max_model_len ({config.engine.max_model_len}); lower the one or raise the other"
+        )
 
 
 def _warmup_relations(config: WarmupConfig) -> Iterator[str]:
