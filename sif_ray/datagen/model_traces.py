@@ -36,7 +36,7 @@ class ModelTraces:
 
     A reply is taken if it passes `checks.form_faults` and the configured judge takes its answer for the truth. One that
     does not is shown to the teacher again with what is wrong, `teacher.repairs` times; then the row is refused, and its
-    trace is the last reply as it came.
+    trace is the last reply.
 
     Example: `await ModelTraces(config)(drafts)`.
     """
@@ -77,7 +77,7 @@ class ModelTraces:
                 task.cancel()
 
     def metrics(self) -> dict[str, float]:
-        """Totals of teacher and judge: teacher/accepted, /repaired, /refused, and those of their calls."""
+        """Totals of teacher and judge: teacher/accepted, /refused, /repairs, and those of their calls."""
         return self._teacher.metrics() | self._judge.metrics()
 
     async def close(self) -> None:
