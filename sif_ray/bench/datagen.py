@@ -105,13 +105,14 @@ def measure_memory(folder: Path, load: Load) -> Findings:
     config = write_source(folder / "few", load.memory_rows, min(_MEMORY_PHOTOS, load.memory_rows), (160, 120))
     started_s = time.monotonic()
     with MemoryWatch() as watch:
-        stage.run(replace(config, output=str(folder / "long"), subset_rows=0))
+        stage.run(replace(config, output=str(folder / "long"), ray=RayConfig()))
     seconds = time.monotonic() - started_s
     samples = watch.samples_gib
     figures = {
         "rows": load.memory_rows,
         "seconds": seconds,
         "peak_gib": watch.peak_gib,
+        "peak_rss_sum_gib": max(watch.rss_samples_gib),
         "series_gib": [float(max(part)) for part in np.array_split(samples, min(_SERIES, len(samples)))],
     }
     goal = Goal(f"peak memory of {load.memory_rows} rows, GiB", watch.peak_gib, MEMORY_GIB, at_least=False)

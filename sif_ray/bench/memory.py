@@ -9,10 +9,11 @@ import psutil
 
 
 class MemoryWatch:
-    """Samples the resident memory (RSS) of the process tree while the body runs. Memory that processes share, such as
-    Ray's object store, counts once for each: what is told is an upper bound.
+    """Samples the memory of the process tree while the body runs: what it takes of the machine (PSS, where pages that
+    processes share count once in all), and the plain sum of resident memory (RSS), in which every worker of Ray counts
+    the object store again.
 
-    Example: `with MemoryWatch() as watch: work()`, then `watch.peak_gib`.
+    Example: `with MemoryWatch() as watch: work()`, then `watch.peak_gib`. Linux only.
     """
 
     def __init__(self, every_s: float = 1.0) -> None:
@@ -20,6 +21,7 @@ class MemoryWatch:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="memory-watch", daemon=True)
         self.samples_gib: list[float] = []
+        self.rss_samples_gib: list[float] = []
 
     def __enter__(self) -> MemoryWatch:
         self._thread.start()
@@ -38,15 +40,17 @@ class MemoryWatch:
     def _watch(self) -> None:
         own = psutil.Process()
         while True:
-            processes = [own, *own.children(recursive=True)]
-            self.samples_gib.append(sum(map(_rss_bytes, processes)) / 2**30)
+            sizes = [_sizes_gib(process) for process in (own, *own.children(recursive=True))]
+            self.samples_gib.append(sum(pss for pss, _ in sizes))
+            self.rss_samples_gib.append(sum(rss for _, rss in sizes))
             if self._ended.wait(self._every_s):
                 return
 
 
-def _rss_bytes(process: psutil.Process) -> int:
+def _sizes_gib(process: psutil.Process) -> tuple[float, float]:
+    """PSS and RSS; nothing of a process that has ended."""
     try:
-        rss: int = process.memory_info().rss
+        sizes = process.memory_full_info()
     except psutil.NoSuchProcess:
-        return 0
-    return rss
+        return 0.0, 0.0
+    return sizes.pss / 2**30, sizes.rss / 2**30
