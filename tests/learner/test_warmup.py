@@ -132,6 +132,7 @@ def test_a_rank_that_is_killed_in_mid_epoch_costs_no_row_and_repeats_none(ray_lo
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_one_and_two_ranks_with_zero_2_and_3_have_the_same_loss_curve(ray_local, dataset, tmp_path, tiny_policy):
     curves = {}
     for num_ranks, zero_stage in itertools.product((1, 2), (2, 3)):
@@ -149,6 +150,7 @@ def test_one_and_two_ranks_with_zero_2_and_3_have_the_same_loss_curve(ray_local,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_run_saves_its_step_and_goes_on_with_another_number_of_ranks(
     dataset, tmp_path, tiny_policy, signum
