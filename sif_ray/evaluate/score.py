@@ -104,5 +104,7 @@ def judge_name(judge: JudgeConfig) -> dict[str, Any]:
 
 def fingerprint(path: str) -> dict[str, Any]:
     """{"path", "sha256"}; of a folder the path alone."""
-    file = Path(path)
-    return {"path": path, "sha256": hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None}
+    if Path(path).is_dir():
+        return {"path": path, "sha256": None}
+    with Path(path).open("rb") as file:
+        return {"path": path, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
