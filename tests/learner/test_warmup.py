@@ -138,12 +138,13 @@ def test_one_and_two_ranks_with_zero_2_and_3_have_the_same_loss_curve(ray_local,
     for num_ranks, zero_stage in itertools.product((1, 2), (2, 3)):
         output = tmp_path / f"{num_ranks}-{zero_stage}"
         config = config_of(dataset, output, tiny_policy, num_ranks)
-        config.learner = replace(config.learner, zero_stage=zero_stage)
+        # at ten times the rate Adam lets rounding noise grow to a hundredth in 16 steps
+        config.learner = replace(config.learner, zero_stage=zero_stage, learning_rate=2e-4)
         warmup.run(config)
         curves[num_ranks, zero_stage] = [line["loss"] for line in read_metrics(output / "metrics.jsonl")]
         check_every_row_once_an_epoch(output, num_steps=2 * ROWS // BATCH)
     expected = curves[1, 2]
-    assert expected[-1] < expected[0] / 2
+    assert expected[-1] < 0.7 * expected[0]
     for ranks_and_stage, curve in curves.items():
         print(ranks_and_stage, max(abs(one - other) for one, other in zip(curve, expected, strict=True)))
         assert curve == pytest.approx(expected, abs=1e-3)
