@@ -64,16 +64,15 @@ class ModelTraces:
 
         Raises `TeacherUnavailable` when teacher or judge cannot be asked, which refuses no row.
         """
-        rows = [asyncio.create_task(self._trace(draft)) for draft in drafts]
+        traced = asyncio.create_task(self._traced(drafts))
         end = [asyncio.create_task(self._server.end())] if self._server else []
         try:
-            made = asyncio.gather(*rows)
-            await asyncio.wait([made, *end], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([traced, *end], return_when=asyncio.FIRST_COMPLETED)
             for ended in filter(asyncio.Task.done, end):
                 raise TeacherUnavailable(f"teacher: {ended.result()}; start the run again, nothing is lost")
-            return await made
+            return await traced
         finally:
-            for task in [*rows, *end]:
+            for task in [traced, *end]:
                 task.cancel()
 
     def metrics(self) -> dict[str, float]:
@@ -86,6 +85,14 @@ class ModelTraces:
         await self._judge.close()
         if self._server:
             await asyncio.to_thread(self._server.close)
+
+    async def _traced(self, drafts: list[Draft]) -> list[Draft]:
+        rows = [asyncio.create_task(self._trace(draft)) for draft in drafts]
+        try:
+            return await asyncio.gather(*rows)
+        finally:
+            for row in rows:
+                row.cancel()
 
     async def _trace(self, draft: Draft) -> Draft:
         draft = with_frames(draft, self._config)

@@ -45,6 +45,8 @@ async def test_the_tiny_policy_teaches(tmp_path):
     try:
         made = await traces(drafts)
         again = await traces(drafts)
+        [log] = (tmp_path / "teacher").glob("audit-*.jsonl")
+        lines = jsonl.read(log)
         served_by[0].kill()
         with pytest.raises(TeacherUnavailable, match="vLLM ended with status -9"):
             await traces(drafts)
@@ -54,8 +56,6 @@ async def test_the_tiny_policy_teaches(tmp_path):
     for draft, original in zip(made, drafts, strict=True):
         assert draft.sample.sample_id == original.sample.sample_id
         assert draft.reasons and set(draft.reasons) <= EXPLANATIONS.keys(), "it was never taught to teach"
-    [log] = (tmp_path / "teacher").glob("audit-*.jsonl")
-    lines = jsonl.read(log)
     assert {line["error"] for line in lines} == {""}
     assert len(lines) == 2 * 2 * len(drafts), "each reply was repaired once, in both rounds"
     assert any(line["reply"] for line in lines)
