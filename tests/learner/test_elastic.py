@@ -26,7 +26,7 @@ WAIT_S = 400.0  # for anything that must happen
 def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 3.5, "include_dashboard": False}  # one rank, a reader and an encoder
+    head = {"num_cpus": 5, "include_dashboard": False}  # one rank of 3, a reader and an encoder
     cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster
     cluster.shutdown()
@@ -43,12 +43,12 @@ def test_a_run_that_loses_a_node_goes_on_with_the_rank_that_is_left(cluster, tmp
         batch_size=2,
         checkpoint_every=2,
         min_ranks=1,
-        learner=LearnerConfig(num_ranks=2, num_cpus_per_rank=2.0, learning_rate=1e-3),
+        learner=LearnerConfig(num_ranks=2, num_cpus_per_rank=3.0, learning_rate=1e-3),
         ray=RayConfig(address=cluster.address),
     )
     file = tmp_path / "warmup.yaml"
     file.write_text(to_yaml(config))
-    node = cluster.add_node(num_cpus=2)
+    node = cluster.add_node(num_cpus=3)
     cluster.wait_for_nodes()
     driver = subprocess.Popen([sys.executable, str(JOB), "--config", str(file)])
     trail = output / "trained.jsonl"
