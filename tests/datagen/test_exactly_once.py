@@ -15,7 +15,7 @@ from typing import ClassVar
 import psutil
 import pyarrow.dataset as pads
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sif_ray.config import ConfigError, GenerateConfig
@@ -102,6 +102,7 @@ class DyingFolder(Folder):
 Attempts = st.lists(st.tuples(st.lists(st.booleans(), min_size=3, max_size=3), st.integers(0, 2)), max_size=4)
 
 
+@settings(deadline=None)  # it writes files
 @given(attempts=Attempts, last=st.lists(st.booleans(), min_size=3, max_size=3))
 def test_a_shard_holds_the_rows_of_the_attempt_that_finished_it(tmp_path_factory, attempts, last):
     """Attempts may refuse other rows, as a model teacher does, and die after any number of written files."""
