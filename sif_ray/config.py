@@ -488,7 +488,6 @@ _CHECKS: dict[type[Any], list[_Check]] = {
         ("gpu_memory_utilization", lambda v: 0 < v <= 1, "must lie in (0, 1]"),
         ("num_cpus", lambda v: v > 0, "must be positive; a fraction is fine"),
         ("num_gpus", lambda v: v >= 0, "must be 0 (CPUs) or more"),
-        ("num_gpus", lambda v: v >= 0, "must be 0 (CPUs) or more"),
         ("threads", lambda v: v >= 1, "must be at least 1"),
     ],
     LoraConfig: [

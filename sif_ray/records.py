@@ -42,7 +42,7 @@ class Sample:
     image: bytes  # encoded RGB photograph, as it came
     depth_image: bytes  # PNG, Spectral_r pseudo-colour of depth_rel (0 = near, 1 = far)
     depth_source: str  # "measured", "exact" or "estimated:<model>"
-    source_frame: str  # frame of the source's boxes before conversion: "image" or "padded_square"
+    source_frame: str  # frame of the source's boxes before conversion: "pixels", "image" or "padded_square"
     frames: tuple[tuple[Box, ...], ...] = ()  # forward frames, whole image first; () when not made
     trace: str = ""  # assistant text in the SIF grammar; "" when not made
     profile: str = "corrected"
