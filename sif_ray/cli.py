@@ -18,6 +18,7 @@ from types import FrameType
 
 from sif_ray import config as configuration
 from sif_ray.config import ConfigError, GenerateConfig, GrpoConfig, QuickstartConfig, StageConfig, WarmupConfig
+from sif_ray.observe.logs import configure_logging
 from sif_ray.quickstart import with_paths
 from sif_ray.resources.plan import describe, make_plan
 
@@ -207,23 +208,6 @@ def _parser(name: str, summary: str, examples: Sequence[str]) -> argparse.Argume
         epilog=f"examples:\n{''.join(lines)}\n{STATUSES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-
-
-def configure_logging() -> None:
-    """Our INFO and everybody's WARNING on stderr: coloured on a terminal, plain lines elsewhere."""
-    handler: logging.Handler
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.logging import RichHandler
-
-        handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S")
-        logging.basicConfig(format="%(message)s", handlers=[handler], level=logging.WARNING)
-    else:
-        handler = logging.StreamHandler()
-        logging.basicConfig(
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=[handler], level=logging.WARNING
-        )
-    logging.getLogger("sif_ray").setLevel(logging.INFO)
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ from sif_ray.judge.scoring import read_depth_image
 from sif_ray.observe.jsonl import to_line
 from sif_ray.observe.progress import Progress
 from sif_ray.observe.run_folder import RunFolder, write_text
+from sif_ray.policy.check import check_policy
 from sif_ray.records import RolloutGroup, Sample
 from sif_ray.rollout.actor import RolloutActor
 from sif_ray.rollout.engine import RolloutRequest
@@ -50,6 +51,8 @@ def run(config: EvaluateConfig) -> None:
     if not config.checkpoints:
         raise ConfigError("checkpoints is empty; name at least one, e.g. checkpoints.warmup=runs/warmup/checkpoint")
     samples = _read(config)
+    for name, folder in config.checkpoints.items():
+        check_policy(folder, f"checkpoints.{name}", engine_on_cpu=not config.engine.num_gpus)
     majority = majority_shares(samples)
     designed = CHANCE if {sample.dataset for sample in samples} == {"toyworld"} else {}
     folder = RunFolder(config.output, config)

@@ -17,6 +17,7 @@ from sif_ray.config import WarmupConfig
 from sif_ray.learner.engine import LearnerEngine, LearnerError
 from sif_ray.learner.rows import Share
 from sif_ray.learner.stream import Feed, RowStream
+from sif_ray.observe.logs import configure_logging
 from sif_ray.observe.metrics import MetricsLog
 from sif_ray.observe.progress import Progress
 from sif_ray.observe.trail import Trail
@@ -48,8 +49,6 @@ class WarmupJob:
 
 def train_rank(job: WarmupJob) -> None:
     """Train until the last step or until the stop file is there."""
-    from sif_ray.cli import configure_logging
-
     configure_logging()  # a worker process; Ray shows its lines where the run was started
     _Rank(job).run()
 

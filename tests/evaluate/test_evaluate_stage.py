@@ -142,10 +142,11 @@ def test_results_are_the_means_of_the_items(items, results, samples):
         ({"checkpoints": {}}, "checkpoints is empty"),
         ({"split": "train"}, "train"),
         ({"data": "no/such/folder"}, "no/such/folder"),
+        ({"checkpoints": {"base": "no/such/policy"}}, "checkpoints.base"),
     ],
 )
 def test_a_request_without_anything_to_evaluate_is_refused(change, word, samples, tmp_path):
-    data = write_dataset(tmp_path / "data", samples[:2])
+    data = write_dataset(tmp_path / "data", samples)
     settings = {"data": data, "checkpoints": {"base": "toy"}, "output": str(tmp_path / "out"), **change}
     with pytest.raises(ConfigError, match=word):
         run(EvaluateConfig(**settings))
