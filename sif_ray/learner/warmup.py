@@ -152,12 +152,17 @@ def _refuse_quantised(folder: str, policy: str) -> None:
 
 
 def _check_ranks(config: WarmupConfig) -> None:
-    learner, ray_config = config.learner, config.ray
-    needed = learner.num_ranks * learner.num_cpus_per_rank + READER_CPUS + ENCODER_CPUS
-    if ray_config.address == "local" and not ray.is_initialized() and needed > ray_config.local_cpus:
+    """Refuse a cluster of this machine's own that is too small. One that is joined may grow."""
+    learner = config.learner
+    if config.ray.address != "local":
+        return
+    num_cpus = ray.cluster_resources().get("CPU", 0) if ray.is_initialized() else config.ray.local_cpus
+    num_ranks = config.min_ranks or learner.num_ranks
+    needed = num_ranks * learner.num_cpus_per_rank + READER_CPUS + ENCODER_CPUS
+    if needed > num_cpus:
         raise ConfigError(
-            f"ray.num_cpus: {ray_config.local_cpus} logical CPUs are too few for learner.num_ranks = "
-            f"{learner.num_ranks} of {learner.num_cpus_per_rank:g} and {READER_CPUS + ENCODER_CPUS:g} to read and "
+            f"ray.num_cpus: {num_cpus:g} logical CPUs are too few for {num_ranks} ranks of "
+            f"learner.num_cpus_per_rank = {learner.num_cpus_per_rank:g} and {READER_CPUS + ENCODER_CPUS:g} to read and "
             f"encode rows; raise it to {needed:g} (there may be fewer real ones) or lower learner.num_cpus_per_rank"
         )
 

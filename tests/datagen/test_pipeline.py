@@ -243,7 +243,7 @@ class StragglingTeacher(SmallTeacher):
             return response
         self.unanswered += 1
         self.most_unanswered = max(self.most_unanswered, self.unanswered)
-        if len(self.requests) >= self._in_flight:
+        if self.unanswered == self._in_flight:
             self._enough.set()
         await self._enough.wait()
         if request == self.requests[0]:

@@ -185,12 +185,12 @@ def test_an_interrupted_run_saves_its_step_and_goes_on_with_another_number_of_ra
         ({"batch_size": 33}, r"batch_size = 33: .* 32 rows"),
         ({"learner": LearnerConfig(num_ranks=5)}, r"batch_size = 4 .* learner.num_ranks \(5\)"),
         ({"min_ranks": 3}, r"min_ranks \(3\) is above learner.num_ranks \(1\)"),
-        ({"learner": LearnerConfig(num_ranks=4), "ray": RayConfig(num_cpus=5)}, r"ray.num_cpus: 5 .* raise it to 5.5"),
+        ({"learner": LearnerConfig(num_ranks=4)}, r"ray.num_cpus: 4 logical CPUs .* raise it to 5.5"),
         ({"eval_share": 1e-9}, r"eval_share = 1e-09: .* no photograph is held back"),
         ({"policy": "nowhere/policy"}, r"policy = 'nowhere/policy' is neither a folder"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_starts(dataset, tmp_path, tiny_policy, change, message):
+def test_what_cannot_work_is_refused_before_anything_starts(ray_local, dataset, tmp_path, tiny_policy, change, message):
     config = config_of(dataset, tmp_path / "out", tiny_policy)
     with pytest.raises(ConfigError, match=message):
         warmup.run(replace(config, **change))

@@ -127,7 +127,7 @@ def test_every_step_has_its_rows_on_any_number_of_ranks_and_from_any_step_on(
     wanted = [samples[7 * int(shards[number].file[:5]) + row].sample_id for number, row in order]
     steps = range(first_step, num_steps)
     parts = stream.dataset(first_step, num_steps, num_ranks).streaming_split(num_ranks, equal=False)
-    by_rank = ray.get([taken.remote(part, steps) for part in parts])
+    by_rank = ray.get([taken.remote(part, steps) for part in parts], timeout=120)
     for step in steps:
         found = [name for shares in by_rank for name, _ in shares[step - first_step]]
         assert sorted(found) == sorted(wanted[step * BATCH : (step + 1) * BATCH])
