@@ -109,6 +109,7 @@ def test_warmup_learns_and_keeps_the_policy_that_the_evaluation_likes_best(ray_l
         warmup.run(replace(config, seed=1))
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_in_mid_epoch_costs_no_row_and_repeats_none(ray_local, dataset, tmp_path, tiny_policy):
     config = config_of(dataset, tmp_path / "out", tiny_policy, num_ranks=2, checkpoint_every=2)
     output = tmp_path / "out"
