@@ -6,7 +6,7 @@ import hashlib
 import io
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -16,7 +16,7 @@ from sif_ray.datagen import pictures
 from sif_ray.datagen.drafts import Draft
 from sif_ray.datagen.pictures import PhotoError
 from sif_ray.depth.cache import DepthCache
-from sif_ray.depth.encoding import depth_png, gray_png, read_gray
+from sif_ray.depth.encoding import coloured, gray_png
 from sif_ray.method.boxes import (
     Box,
     BoxError,
@@ -62,7 +62,7 @@ class AddDepth:
     def __call__(self, drafts: list[Draft]) -> list[Draft]:
         """The drafts in order. Equal pictures are estimated once, and no picture stays decoded."""
         opened: list[Draft] = []
-        known: dict[str, _DepthImages] = {}  # by picture
+        known: dict[str, bytes] = {}  # gray PNGs by picture
         unknown: dict[str, ModelInput] = {}
         for draft in drafts:
             rgb = None
@@ -72,25 +72,20 @@ class AddDepth:
             if rgb is None or draft.depth_gray or (key := _picture_key(draft)) in known or key in unknown:
                 continue
             if (gray := self._cache.get(key)) is not None:
-                known[key] = _DepthImages(gray, depth_png(read_gray(gray)))
+                known[key] = gray
             else:
                 unknown[key] = self._estimator.prepare(rgb)
         keys = list(unknown)
         for index, depth_rel in self._estimator.estimate_each(list(unknown.values())):
-            known[keys[index]] = _DepthImages(gray_png(depth_rel), depth_png(depth_rel))
-            self._cache.put(keys[index], known[keys[index]].gray)
+            known[keys[index]] = gray_png(depth_rel)
+            self._cache.put(keys[index], known[keys[index]])
         return [self._with_estimate(draft, known) if _lacks_depth(draft) else draft for draft in opened]
 
-    def _with_estimate(self, draft: Draft, known: dict[str, _DepthImages]) -> Draft:
-        images = known[_picture_key(draft)]
+    def _with_estimate(self, draft: Draft, known: dict[str, bytes]) -> Draft:
+        gray = known[_picture_key(draft)]
         source = f"estimated:{self._estimator.name}"
-        sample = replace(draft.sample, depth_image=images.colour, depth_source=source)
-        return replace(draft, sample=sample, depth_gray=images.gray)
-
-
-class _DepthImages(NamedTuple):
-    gray: bytes
-    colour: bytes
+        sample = replace(draft.sample, depth_image=coloured(gray), depth_source=source)
+        return replace(draft, sample=sample, depth_gray=gray)
 
 
 def _lacks_depth(draft: Draft) -> bool:

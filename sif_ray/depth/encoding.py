@@ -17,6 +17,7 @@ from PIL import Image
 from sif_ray.method.depth_code import PALETTE_RGB, palette_rows
 
 _GRAY, _INDEXED = 0, 3  # colour types (PNG specification, 11.2.2)
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"  # the header is in bytes 16 to 29, its colour type the tenth of them
 _UP = 2  # filter: differences to the row above (9.2)
 
 
@@ -25,12 +26,25 @@ def depth_png(depth_rel: npt.ArrayLike) -> bytes:
 
     It is an indexed PNG: a third of the data of one with three channels. Raises `DepthError` for no depth map.
     """
-    return _png(palette_rows(depth_rel), _INDEXED, _chunk(b"PLTE", PALETTE_RGB.tobytes()))
+    return coloured(gray_png(depth_rel))
 
 
 def gray_png(depth_rel: npt.ArrayLike) -> bytes:
     """The grayscale PNG of depth_rel (H, W), level 0 = near and 255 = far. Raises `DepthError` for no depth map."""
-    return _png(255 - palette_rows(depth_rel), _GRAY)
+    levels_HW = 255 - palette_rows(depth_rel)
+    height, width = levels_HW.shape
+    lines = np.empty((height, 1 + width), np.uint8)  # each begins with the number of its filter
+    lines[:, 0] = _UP
+    lines[0, 1:] = levels_HW[0]
+    np.subtract(levels_HW[1:], levels_HW[:-1], out=lines[1:, 1:])  # modulo 256, as the filter is defined
+    header = struct.pack(">IIBBBBB", width, height, 8, _GRAY, 0, 0, 0)
+    return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(lines, level=1)) + _chunk(b"IEND", b"")
+
+
+def coloured(gray: bytes) -> bytes:
+    """The `depth_png` of the depth of a `gray_png`: its samples as they are, under a palette."""
+    header = gray[16:25] + bytes([_INDEXED]) + gray[26:29]
+    return _SIGNATURE + _chunk(b"IHDR", header) + _PALETTE_OF_GRAY + gray[33:]
 
 
 def read_gray(gray: bytes) -> npt.NDArray[np.float64]:
@@ -39,17 +53,8 @@ def read_gray(gray: bytes) -> npt.NDArray[np.float64]:
         return np.asarray(image) / 255.0
 
 
-def _png(levels_HW: npt.NDArray[np.uint8], colour_type: int, palette: bytes = b"") -> bytes:
-    height, width = levels_HW.shape
-    lines = np.empty((height, 1 + width), np.uint8)  # each begins with the number of its filter
-    lines[:, 0] = _UP
-    lines[0, 1:] = levels_HW[0]
-    np.subtract(levels_HW[1:], levels_HW[:-1], out=lines[1:, 1:])  # modulo 256, as the filter is defined
-    header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
-    data = zlib.compress(lines, level=1)
-    chunks = (_chunk(b"IHDR", header), palette, _chunk(b"IDAT", data), _chunk(b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+_PALETTE_OF_GRAY = _chunk(b"PLTE", PALETTE_RGB[::-1].tobytes())  # row 0 = near, as level 0 is
