@@ -23,6 +23,7 @@ _ENVIRONMENT = {
 _WORKERS_ONLY = {
     "TQDM_DISABLE": "1",  # the loading bars of other libraries; ours are drawn where the run was started
     "TRANSFORMERS_VERBOSITY": "error",
+    "PILLOW_BLOCKS_MAX": "8",  # memory of decoded pictures is used again: fresh pages cost as much as the decoding
 }
 
 

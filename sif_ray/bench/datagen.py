@@ -53,6 +53,7 @@ log = logging.getLogger(__name__)
 SHARE_OF_IDEAL = 0.85
 MEMORY_GIB = 4e9 / 2**30
 _TEACHERS = 2  # processes that prepare requests: one would have one core
+_DEPTH_ACTORS = 1  # enough here; a second one that comes and goes loads its model each time
 _RAY_CPUS = 6  # logical: room for both pools at their largest, and for tasks
 _MEMORY_PHOTOS = 64
 _SERIES = 60  # samples of memory that are kept
@@ -225,7 +226,11 @@ def write_source(folder: Path, rows: int, photos: int, size: tuple[int, int]) ->
             }
             file.write(json.dumps(row) + "\n")
     return GenerateConfig(
-        source="jsonl", input=[str(folder / "annotations.jsonl")], images=str(folder), ray=RayConfig(num_cpus=_RAY_CPUS)
+        source="jsonl",
+        input=[str(folder / "annotations.jsonl")],
+        images=str(folder),
+        depth_actors_max=_DEPTH_ACTORS,
+        ray=RayConfig(num_cpus=_RAY_CPUS),
     )
 
 

@@ -10,6 +10,7 @@ pictures too. Whatever a node was at work on when it is lost is made again from 
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from collections.abc import Generator
@@ -145,6 +146,7 @@ class _ModelTraces:
         from sif_ray.datagen.model_traces import ModelTraces
 
         self._traces = ModelTraces(config)
+        gc.freeze()  # or every full collection looks through all that was imported, and holds up the replies
 
     async def __call__(self, table: pa.Table) -> pa.Table:
         shard, drafts = unpack(table)
