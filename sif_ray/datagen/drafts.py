@@ -17,7 +17,7 @@ class Draft:
     sample: Sample  # what is known so far; boxes are in `sample.source_frame` until the picture is decoded
     names: tuple[str, ...] = ()  # of the evidence, one per box
     reasons: tuple[str, ...] = ()  # stable words, which are counted
-    depth_gray: bytes = b""  # a `depth.encoding.gray_png`; empty until depth is known
+    depth_gray: bytes = b""  # 8-bit grayscale PNG of depth_rel, 0 = near; empty until depth is known
 
     def refused(self, *reasons: str) -> Draft:
         """This draft with further reasons."""

@@ -22,7 +22,7 @@ _UP = 2  # filter: differences to the row above (9.2)
 
 
 def depth_png(depth_rel: npt.ArrayLike) -> bytes:
-    """The pseudo-colour PNG of depth_rel (H, W), from whose pixels `method.depth_code.decode` reads it to 1/255.
+    """The pseudo-colour PNG of depth_rel (H, W), from whose RGB pixels `method.depth_code.decode` reads it to 1/255.
 
     It is an indexed PNG: a third of the data of one with three channels. Raises `DepthError` for no depth map.
     """
@@ -30,8 +30,8 @@ def depth_png(depth_rel: npt.ArrayLike) -> bytes:
 
 
 def gray_png(depth_rel: npt.ArrayLike) -> bytes:
-    """The grayscale PNG of depth_rel (H, W), white is near and black is far. Raises `DepthError` for no depth map."""
-    levels_HW = palette_rows(depth_rel)
+    """The grayscale PNG of depth_rel (H, W), level 0 = near and 255 = far. Raises `DepthError` for no depth map."""
+    levels_HW = 255 - palette_rows(depth_rel)
     height, width = levels_HW.shape
     lines = np.empty((height, 1 + width), np.uint8)  # each begins with the number of its filter
     lines[:, 0] = _UP
@@ -44,17 +44,17 @@ def gray_png(depth_rel: npt.ArrayLike) -> bytes:
 def coloured(gray: bytes) -> bytes:
     """The `depth_png` of the depth of a `gray_png`: its samples as they are, under a palette."""
     header = gray[16:25] + bytes([_INDEXED]) + gray[26:29]
-    return _SIGNATURE + _chunk(b"IHDR", header) + _PALETTE + gray[33:]
+    return _SIGNATURE + _chunk(b"IHDR", header) + _PALETTE_OF_GRAY + gray[33:]
 
 
 def read_gray(gray: bytes) -> npt.NDArray[np.float64]:
     """depth_rel (H, W) of what `gray_png` has made; both PNGs of it are the same again."""
     with Image.open(io.BytesIO(gray), formats=("PNG",)) as image:
-        return 1 - np.asarray(image) / 255
+        return np.asarray(image) / 255.0
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-_PALETTE = _chunk(b"PLTE", PALETTE_RGB.tobytes())  # its rows are the levels of gray
+_PALETTE_OF_GRAY = _chunk(b"PLTE", PALETTE_RGB[::-1].tobytes())  # row 0 = near, as level 0 is

@@ -52,7 +52,7 @@ def test_depth_is_the_estimate_in_gray_and_in_colour(add_depth):
     (expected,) = DepthEstimator("toy").estimate([Image.open(io.BytesIO(SCENES[0]))])
     with Image.open(io.BytesIO(found.depth_gray)) as gray:
         assert gray.mode == "L"
-        np.testing.assert_allclose(1 - np.asarray(gray) / 255, expected, atol=0.5 / 255 + 1e-6)  # white = near
+        np.testing.assert_allclose(np.asarray(gray) / 255, expected, atol=0.5 / 255 + 1e-6)  # 0 = near
     with Image.open(io.BytesIO(found.sample.depth_image)) as colour:
         np.testing.assert_allclose(
             depth_code.decode(np.asarray(colour.convert("RGB"))), read_gray(found.depth_gray), atol=1e-12

@@ -79,7 +79,7 @@ def test_json_request_is_answered_with_trace_and_depth(client, policy):
         "boxes": [{"bbox_xyxy_norm": [0.1, 0.2, 0.3, 0.4], "depth": 0.25}],
         "text": "Here is the red ball.",
     }
-    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(body["depth_image"]))))
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(body["depth_image"]))).convert("RGB"))
     assert np.abs(depth_code.decode(shown) - np.linspace(0, 1, 40)).max() <= 0.5 / 255 + 1e-9
     [(question, images)] = policy.seen
     assert question == "What is red?"

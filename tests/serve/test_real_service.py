@@ -52,7 +52,7 @@ def test_a_request_is_answered_over_http_and_nothing_is_left_running(ray_local: 
     assert reply.policy_version == 0
     assert reply.seconds.generate > 0
     with Image.open(io.BytesIO(base64.b64decode(reply.depth_image))) as shown:
-        depth_rel = depth_code.decode(np.asarray(shown))
+        depth_rel = depth_code.decode(np.asarray(shown.convert("RGB")))
     [expected] = DepthEstimator("toy").estimate([Image.fromarray(rendering.rgb)])
     assert np.abs(depth_rel - expected).max() <= 0.51 / 255
 
