@@ -8,6 +8,7 @@ torch, Ray or vLLM.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -306,15 +307,29 @@ class GrpoConfig:
 
 
 @dataclass
-class EvaluateConfig:
-    """Held-out evaluation of checkpoints, with blind and swapped-depth controls."""
+class BenchmarkConfig:
+    """A benchmark of the paper with its files as published; `sif-ray eval list` says what they are."""
 
-    data: str = "runs/data"
+    name: str = ""
+    annotations: str = ""  # file, or folder of them
+    images: str = ""  # folder or URL below which the images lie; "" = the annotations hold them
+    answers: str = ""  # labels of a benchmark whose questions come without them
+    max_items: int = 0  # drawn at random by `seed`; 0 = all
+
+
+@dataclass
+class EvaluateConfig:
+    """Policies on held-out samples, with blind and swapped-depth controls, and on benchmarks."""
+
+    data: str = "runs/data"  # dataset with held-out samples; "" = benchmarks only
     split: str = "heldout"
+    benchmarks: dict[str, BenchmarkConfig] = field(default_factory=dict)  # by the name that the results give them
     checkpoints: dict[str, str] = field(
         default_factory=dict
-    )  # name: folder; the first is the baseline of the comparison
+    )  # name: folder; the first policy is the baseline of the comparison
+    endpoints: dict[str, EndpointConfig] = field(default_factory=dict)  # further policies, after the checkpoints
     output: str = "runs/evaluate"
+    resume: bool = True  # keep the answers that `output` holds, if they are of the same questions and policies
     profile: str = "corrected"
     temperatures: list[float] = field(default_factory=lambda: [1.0, 0.5])  # sampled arms beside the greedy ones
     draws: int = 4  # completions per item in a sampled arm
@@ -322,6 +337,17 @@ class EvaluateConfig:
     max_pixels: int = 0
     seed: int = 0
     max_tokens: int = 2048
+    backend: str = "vllm"  # what answers for the checkpoints: "vllm", or "transformers" (slow, for comparison)
+    actors_min: int = 1  # engines (or models, or callers) of each policy
+    actors_max: int = 1
+    depth_model: str = "toy"  # "toy", a folder or a hub id; for benchmarks, whose photographs come without depth
+    depth_batch_size: int = 16
+    depth_actors_min: int = 1
+    depth_actors_max: int = 2
+    depth_num_cpus: float = 1.0
+    depth_num_gpus: float = 0.0
+    depth_cache: str = ""  # folder or URL of estimated depth by image content, shared by runs; "" = in memory only
+    judge: JudgeConfig = field(default_factory=JudgeConfig)  # of free answers in benchmarks (viscot)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     rewards: RewardConfig = field(default_factory=RewardConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -595,8 +621,18 @@ _CHECKS: dict[type[Any], list[_Check]] = {
             "temperature 0 gives G equal rollouts and no advantage; use e.g. 1.0",
         ),
     ],
+    EndpointConfig: _ENDPOINT_CHECKS,
+    BenchmarkConfig: [("max_items", lambda v: v >= 0, "must be 0 (all) or more")],
     EvaluateConfig: [
-        ("temperatures", lambda v: all(0 < t <= 2 for t in v), "lists sampled arms, in (0, 2]; greedy is always there"),
+        ("backend", lambda v: v in ("vllm", "transformers"), "must be vllm or transformers"),
+        ("actors_min", lambda v: v >= 1, "must be at least 1"),
+        ("depth_batch_size", lambda v: v >= 1, "must be at least 1"),
+        ("depth_actors_min", lambda v: v >= 1, "must be at least 1"),
+        (
+            "temperatures",
+            lambda v: all(0 < t <= 2 for t in v) and len(set(v)) == len(v),
+            "lists sampled arms, each once and in (0, 2]; greedy is always there",
+        ),
         ("draws", lambda v: v >= 1, "must be at least 1"),
         ("bootstrap_samples", lambda v: v >= 100, "must be at least 100"),
     ],
@@ -663,6 +699,32 @@ def _teacher_relations(config: TeacherConfig) -> Iterator[str]:
         )
 
 
+def _evaluate_relations(config: EvaluateConfig) -> Iterator[str]:
+    if both := config.checkpoints.keys() & config.endpoints.keys():
+        yield f"endpoints.{min(both)}: a checkpoint has this name too; rename one of them"
+    if config.split in config.benchmarks:
+        yield f"benchmarks.{config.split}: this is the name of the split; rename the benchmark"
+    for names, block in (
+        (config.checkpoints, "checkpoints"),
+        (config.endpoints, "endpoints"),
+        (config.benchmarks, "benchmarks"),
+    ):
+        for name in names:
+            if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name):
+                yield f"{block}.{name}: the name is that of a folder too; use letters, digits and . _ + -"
+    for name, endpoint in config.endpoints.items():
+        for key in ("model", "base_url"):
+            if not getattr(endpoint, key):
+                yield f"endpoints.{name}.{key} = '': name the model and its OpenAI-compatible API"
+    for name, benchmark in config.benchmarks.items():
+        for key in ("name", "annotations"):
+            if not getattr(benchmark, key):
+                yield f"benchmarks.{name}.{key} = '': sif-ray eval list says what there is, and which files it takes"
+    for least, most in (("actors_min", "actors_max"), ("depth_actors_min", "depth_actors_max")):
+        if getattr(config, most) < getattr(config, least):
+            yield f"{most} ({getattr(config, most)}) is below {least} ({getattr(config, least)}); raise it"
+
+
 def _warmup_relations(config: WarmupConfig) -> Iterator[str]:
     ranks = config.learner.num_ranks
     if config.batch_size < ranks:
@@ -713,6 +775,7 @@ def _grpo_relations(config: GrpoConfig) -> Iterator[str]:
 
 _RELATIONS: dict[type[Any], Callable[[Any], Iterator[str]]] = {
     EngineConfig: _engine_relations,
+    EvaluateConfig: _evaluate_relations,
     GenerateConfig: _generate_relations,
     GrpoConfig: _grpo_relations,
     JudgeConfig: _endpoint_relations,
@@ -727,8 +790,9 @@ def validate(config: Any, prefix: str = "") -> None:
     """Raise `ConfigError` for the first impossible value of `config` or of a block inside it."""
     for item in fields(config):
         value = getattr(config, item.name)
-        if is_dataclass(value):
-            validate(value, f"{prefix}{item.name}.")
+        for name, block in value.items() if isinstance(value, dict) else [("", value)]:
+            if is_dataclass(block):
+                validate(block, f"{prefix}{item.name}.{name}{'.' if name else ''}")
     for name, holds, way_out in _CHECKS.get(type(config), []):
         value = getattr(config, name)
         if not holds(value):

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sif_ray.config import ConfigError, GrpoConfig, QuickstartConfig, RayConfig, WarmupConfig, to_yaml
+from sif_ray.config import ConfigError, EvaluateConfig, GrpoConfig, QuickstartConfig, RayConfig, WarmupConfig, to_yaml
 from sif_ray.runtime import ray_session
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class StageBook:
         if noted and noted["key"] == key and noted["finished"]:
             log.info("%s: finished before in %.0f s, picked up", name, noted["seconds"])
             return
-        if noted and noted["key"] != key and isinstance(config, GrpoConfig | WarmupConfig):
+        if noted and noted["key"] != key and isinstance(config, EvaluateConfig | GrpoConfig | WarmupConfig):
             config = replace(config, resume=False)
         if noted is None or noted["key"] != key:
             noted = {"key": key, "started_s": time.time(), "seconds": 0.0, "finished": False}

@@ -34,6 +34,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def stage_of(config: Path) -> str:
     """The job a shipped configuration is for: its name starts with the job's, real photographs are generated from, and
     the other published ones are GRPO's."""
+    if config.stem.startswith("eval_"):
+        return "evaluate"
     if config.parent.name == "published" and not config.stem.startswith("warmup"):
         return "grpo"
     return next((name for name in cli.JOBS if config.stem.startswith(name)), "generate")

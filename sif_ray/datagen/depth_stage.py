@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -15,7 +15,6 @@ from sif_ray.config import GenerateConfig
 from sif_ray.datagen import pictures
 from sif_ray.datagen.drafts import Draft
 from sif_ray.datagen.pictures import PhotoError
-from sif_ray.depth.cache import DepthCache
 from sif_ray.depth.encoding import coloured, gray_png
 from sif_ray.method.boxes import (
     Box,
@@ -29,10 +28,6 @@ from sif_ray.method.boxes import (
 )
 from sif_ray.method.depth_code import decode
 from sif_ray.method.profile import resolve
-from sif_ray.storage import Folder
-
-if TYPE_CHECKING:
-    from sif_ray.depth.estimator import ModelInput
 
 log = logging.getLogger(__name__)
 
@@ -49,41 +44,35 @@ class AddDepth:
     """
 
     def __init__(self, config: GenerateConfig) -> None:
-        import torch  # only where the model runs
+        from sif_ray.depth.known import KnownDepth  # loads torch, only where the model runs
 
-        from sif_ray.depth.estimator import DepthEstimator
-
-        torch.set_num_threads(max(1, int(config.depth_num_cpus)))
-        self._estimator = DepthEstimator(config.depth_model, batch_size=config.depth_batch_size)
-        folder = Folder.open(config.depth_cache, "depth_cache") if config.depth_cache else None
-        self._cache = DepthCache(self._estimator.identity, folder)
+        self._depth = KnownDepth(
+            config.depth_model,
+            batch_size=config.depth_batch_size,
+            cache=config.depth_cache,
+            threads=int(config.depth_num_cpus),
+        )
         self._profile = config.profile
 
     def __call__(self, drafts: list[Draft]) -> list[Draft]:
         """The drafts in order. Equal pictures are estimated once, and no picture stays decoded."""
         opened: list[Draft] = []
-        known: dict[str, bytes] = {}  # gray PNGs by picture
-        unknown: dict[str, ModelInput] = {}
+        grays = self._depth.grays(self._without_depth(drafts, opened))
+        return [self._with_estimate(draft, grays) if _lacks_depth(draft) else draft for draft in opened]
+
+    def _without_depth(self, drafts: list[Draft], opened: list[Draft]) -> Iterator[tuple[str, Image.Image]]:
+        """The pictures whose depth is to be found, one by one; the drafts go to `opened` as they are opened."""
         for draft in drafts:
             rgb = None
             if not draft.reasons:
                 draft, rgb = open_picture(draft, self._profile)
             opened.append(draft)
-            if rgb is None or draft.depth_gray or (key := _picture_key(draft)) in known or key in unknown:
-                continue
-            if (gray := self._cache.get(key)) is not None:
-                known[key] = gray
-            else:
-                unknown[key] = self._estimator.prepare(rgb)
-        keys = list(unknown)
-        for index, depth_rel in self._estimator.estimate_each(list(unknown.values())):
-            known[keys[index]] = gray_png(depth_rel)
-            self._cache.put(keys[index], known[keys[index]])
-        return [self._with_estimate(draft, known) if _lacks_depth(draft) else draft for draft in opened]
+            if rgb is not None and not draft.depth_gray:
+                yield _picture_key(draft), rgb
 
-    def _with_estimate(self, draft: Draft, known: dict[str, bytes]) -> Draft:
-        gray = known[_picture_key(draft)]
-        source = f"estimated:{self._estimator.name}"
+    def _with_estimate(self, draft: Draft, grays: dict[str, bytes]) -> Draft:
+        gray = grays[_picture_key(draft)]
+        source = f"estimated:{self._depth.name}"
         sample = replace(draft.sample, depth_image=coloured(gray), depth_source=source)
         return replace(draft, sample=sample, depth_gray=gray)
 

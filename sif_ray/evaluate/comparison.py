@@ -48,7 +48,9 @@ def mcnemar(ours: Measure, theirs: Measure, convention: Convention) -> dict[str,
     """
     if not isinstance(ours, Ratios) or not isinstance(theirs, Ratios):
         return None
-    a, b = _right(ours, convention), _right(theirs, convention)
+    ratios_N2, theirs_N2 = _ratios(ours, convention), _ratios(theirs, convention)
+    both_N = (ratios_N2[:, 1] != 0) & (theirs_N2[:, 1] != 0)  # what one of them has no verdict on is no pair
+    a, b = _right(ratios_N2[both_N]), _right(theirs_N2[both_N])
     if a is None or b is None:
         return None
     only_ours, only_baseline = int(np.count_nonzero(a & ~b)), int(np.count_nonzero(b & ~a))
@@ -57,11 +59,14 @@ def mcnemar(ours: Measure, theirs: Measure, convention: Convention) -> dict[str,
     return {"only_ours": only_ours, "only_baseline": only_baseline, "p": p}
 
 
-def _right(measure: Ratios, convention: Convention) -> np.ndarray | None:
-    """Of every point that counts whether it is right; None where a point is neither right nor wrong."""
+def _ratios(measure: Ratios, convention: Convention) -> np.ndarray:
+    """(N, 2): what every point adds to numerator and denominator."""
     groups = [OVERALL] if OVERALL in measure.points else list(measure.points)
-    ratios_N2 = np.array([getattr(point, convention) for group in groups for point in measure.points[group]])
-    counted_N2 = ratios_N2[ratios_N2[:, 1] != 0]
+    return np.array([getattr(point, convention) for group in groups for point in measure.points[group]])
+
+
+def _right(counted_N2: np.ndarray) -> np.ndarray | None:
+    """Of every point that counts whether it is right; None where a point is neither right nor wrong."""
     if not np.isin(counted_N2[:, 0], (0.0, 1.0)).all() or not (counted_N2[:, 1] == 1).all():
         return None
     right_N: np.ndarray = counted_N2[:, 0] == 1

@@ -1,195 +1,292 @@
-"""Held-out evaluation: every checkpoint, every arm, every item; then numbers with intervals.
+"""Evaluation: every policy answers every item of every task, then the answers become numbers with intervals.
 
-Each checkpoint has an engine of its own, started from its folder as a user would. Ray decides how many run at once: as
-many as `engine.num_cpus` and `engine.num_gpus` fit on the cluster, the others wait.
+The answers are files of their own (`answers.py`): a run that goes on asks for what is missing, and what is there can be
+scored again without a model.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
+import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import ray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from sif_ray.config import ConfigError, EvaluateConfig
-from sif_ray.datagen.dataset import read_samples
-from sif_ray.evaluate.arms import Arm, arms
-from sif_ray.evaluate.controls import donors, shown_images
-from sif_ray.evaluate.metrics import TERMS, chances, majority_shares, score_text
-from sif_ray.evaluate.results import Item, summarise
-from sif_ray.judge.exact import ExactMatchJudge
-from sif_ray.judge.scoring import read_depth_image
+from sif_ray.config import ConfigError, EvaluateConfig, JudgeConfig
+from sif_ray.depth.checkpoint import tell_licence
+from sif_ray.evaluate import heldout
+from sif_ray.evaluate.answerer import check_endpoint
+from sif_ray.evaluate.answering import answers
+from sif_ray.evaluate.answers import Answers
+from sif_ray.evaluate.benchmarks.item import Reply
+from sif_ray.evaluate.comparison import compare
+from sif_ray.evaluate.page import PAGE, render
+from sif_ray.evaluate.predictions import Matched
+from sif_ray.evaluate.question import Answer, Key
+from sif_ray.evaluate.score import judge_name
+from sif_ray.evaluate.scoring import judged, score
+from sif_ray.evaluate.task import TOY, BenchmarkTask, HeldoutTask, Task, make_tasks
+from sif_ray.evaluate.worst import WorstItem, worst_of_benchmark, worst_of_samples
+from sif_ray.judge.factory import check_judge, make_judge
 from sif_ray.observe.jsonl import to_line
 from sif_ray.observe.progress import Progress
-from sif_ray.observe.run_folder import RunFolder, write_text
+from sif_ray.observe.run_folder import RunFolder, kept_to_itself, write_json, write_text
 from sif_ray.policy.check import check_policy
-from sif_ray.records import RolloutGroup, Sample
-from sif_ray.rollout.actor import RolloutActor
-from sif_ray.rollout.engine import RolloutRequest
 from sif_ray.runtime import ray_session
-from sif_ray.toyworld.questions import CHANCE
 
 log = logging.getLogger(__name__)
 
-TABLE_WIDTH = 110  # characters, also where the output is a file
+Found = Mapping[Key, Answer]
+
+WHY = {
+    "several_images": "only questions about one image are asked",
+    "image_missing": "correct images of the benchmark",
+    "image_unreadable": "the file is damaged",
+    "image_too_small": "a side is shorter than 16 px",
+    "image_too_thin": "the processor refuses such a shape",
+    "image_too_large": "more pixels than are read",
+    "image_size_mismatch": "another size than the annotation states",
+    "prompt_refused": "raise engine.max_model_len or lower max_pixels",
+    "endpoint_refusal": "the endpoint works and will not answer this; see its audit log",
+    "endpoint_timeout": "raise timeout_s of the endpoint",
+    "endpoint_failed": "see the endpoint's audit log",
+}
+"""What may be done about questions without an answer, by reason."""
 
 
 def run(config: EvaluateConfig) -> None:
-    """Evaluate `config.checkpoints` and write results.json and items.jsonl to `config.output`.
+    """Evaluate `config.checkpoints` and `config.endpoints`; results.json, items.jsonl and evaluation.html are in
+    `config.output`.
 
-    Raises `ConfigError` for a request that names nothing to evaluate.
+    Raises `ConfigError` for a request that names nothing to evaluate, or files that are wrong.
     """
-    if not config.checkpoints:
-        raise ConfigError("checkpoints is empty; name at least one, e.g. checkpoints.warmup=runs/warmup/checkpoint")
-    samples = _read(config)
-    for name, folder in config.checkpoints.items():
-        check_policy(folder, f"checkpoints.{name}", engine_on_cpu=not config.engine.num_gpus)
-    majority = majority_shares(samples)
-    designed = CHANCE if {sample.dataset for sample in samples} == {"toyworld"} else {}
-    folder = RunFolder(config.output, config)
-
     started_s = time.monotonic()
-    with ray_session(config.ray):
-        by_checkpoint, timings = asyncio.run(_Evaluation(config, samples).all_checkpoints())
-    items = [item for name in config.checkpoints for item in by_checkpoint[name]]
-    results = summarise(
-        items, list(config.checkpoints), chances(samples, designed), majority, config.bootstrap_samples, config.seed
-    )
-    for name, timing in timings.items():
-        results["checkpoints"][name] |= timing
-    results["seconds"] = time.monotonic() - started_s
-    write_text(folder.path / "items.jsonl", "".join(to_line(item) for item in items))
-    folder.write_json("results.json", results)
-    Console(width=max(Console().width, TABLE_WIDTH)).print(table(results))
-    log.info("evaluation of %d items is in %s", len(samples), folder.path)
+    policies = [*config.checkpoints, *config.endpoints]
+    if not policies:
+        raise ConfigError("checkpoints is empty; name at least one, e.g. checkpoints.warmup=runs/warmup/checkpoint")
+    output = Path(config.output)
+    with kept_to_itself(output):
+        tasks = make_tasks(config)
+        if not tasks:
+            raise ConfigError("data = '' and benchmarks is empty: there is nothing to ask; set one of them")
+        found = _answer(config, tasks, _check(config, tasks), output)
+        _tell_refusals(found)
+
+        results: dict[str, Any] = {"policies": policies, "benchmarks": {}}
+        worst: dict[str, list[WorstItem]] = {}
+        for task in tasks:
+            if isinstance(task, HeldoutTask):
+                items = heldout.items(task.samples, found, config)
+                write_text(output / "items.jsonl", "".join(map(to_line, items)))
+                results |= heldout.results(task.samples, items, policies, config)
+                results["refused"] = {policy: _refused(task, of_policy) for policy, of_policy in found.items()}
+                worst["heldout"] = worst_of_samples(task.samples, items)
+            else:
+                replies = _replies(task, found, config)
+                results["benchmarks"][task.name] = _scored(task, replies, found, config)
+                worst[task.name] = worst_of_benchmark(task, {name: arms["greedy"][0] for name, arms in replies.items()})
+        results["seconds"] = time.monotonic() - started_s
+        write_json(output / "results.json", results)
+        write_text(output / PAGE, render(results, worst, is_toy=_is_toy(config, tasks)))
+    print_tables(results)
+    log.info("evaluation is in %s", output / PAGE)
 
 
-def _read(config: EvaluateConfig) -> list[Sample]:
-    samples = read_samples(config.data, config.split)
-    unanswered = [sample.sample_id for sample in samples if not sample.answer.strip()]
-    if unanswered:
-        raise ConfigError(
-            f"data = {config.data}: {len(unanswered)} rows have no answer to compare, e.g. {unanswered[0]}"
-        )
-    flat = [sample.sample_id for sample in samples if not sample.depth_image]
-    if flat:
-        raise ConfigError(f"data = {config.data}: {len(flat)} rows have no depth image to score with, e.g. {flat[0]}")
-    if len({sample.scene_id for sample in samples}) < 2:
-        raise ConfigError(f"split = {config.split!r}: one scene only; the blind control needs the images of a second")
-    return samples
+def _check(config: EvaluateConfig, tasks: Sequence[Task]) -> dict[str, str]:
+    """Raise `ConfigError` for models that cannot answer; what identifies every policy."""
+    estimating = [task for task in tasks if task.estimates_depth]
+    if estimating:
+        tell_licence(config.depth_model)
+    for task in estimating:
+        if config.depth_model == TOY and config.benchmarks[task.name].annotations != TOY:
+            raise ConfigError(
+                f"depth_model = {TOY!r}: it knows rendered scenes only, and benchmarks.{task.name} shows photographs; "
+                "name a real one, e.g. depth_model=depth-anything/Depth-Anything-V2-Small-hf"
+            )
+    identities = {}
+    for name, model in config.checkpoints.items():
+        path = check_policy(model, f"checkpoints.{name}", engine_on_cpu=not config.engine.num_gpus)
+        identities[name] = _content(Path(path))
+    for name, endpoint in config.endpoints.items():
+        check_endpoint(name, config)
+        identities[name] = f"{endpoint.model} at {endpoint.base_url}"
+    if any(isinstance(task, BenchmarkTask) and task.benchmark.judged for task in tasks):
+        check_judge(_text_judge(config))
+    return identities
 
 
-class _Evaluation:
-    """The items of a run in the order of samples, arms and draws, whatever order the engines finish in."""
+def _text_judge(config: EvaluateConfig) -> JudgeConfig:
+    """The judge of benchmarks, who reads text alone."""
+    return replace(config.judge, with_image=False)
 
-    def __init__(self, config: EvaluateConfig, samples: Sequence[Sample]) -> None:
-        self._config = config
-        self._samples = samples
-        self._donors = donors(samples, config.seed)
-        self._arms = arms(config)
-        # The arms of an item come close together; more maps than that would not fit into memory with large images.
-        self._depth_rel = functools.lru_cache(maxsize=64)(self._read_depth)
-        self._judge = ExactMatchJudge()
 
-    async def all_checkpoints(self) -> tuple[dict[str, list[Item]], dict[str, dict[str, float]]]:
-        """Items and timings by checkpoint."""
-        config = self._config
-        total = len(config.checkpoints) * len(self._samples) * sum(arm.draws for arm in self._arms)
-        with Progress("evaluate", total=total, unit="answers") as progress:
-            done = await asyncio.gather(*(self._checkpoint(*entry, progress) for entry in config.checkpoints.items()))
-        return (
-            {name: items for name, (items, _) in zip(config.checkpoints, done, strict=True)},
-            {name: timing for name, (_, timing) in zip(config.checkpoints, done, strict=True)},
-        )
+def _refused(task: Task, of_policy: Found) -> dict[str, int]:
+    """How many answers are missing, by reason."""
+    reasons = (answer.refusal for key, answer in of_policy.items() if key.task == task.name and answer.refusal)
+    return dict(Counter(reasons))
 
-    async def _checkpoint(self, name: str, model: str, progress: Progress) -> tuple[list[Item], dict[str, float]]:
-        engine = self._config.engine
-        actor = RolloutActor.options(num_cpus=engine.num_cpus, num_gpus=engine.num_gpus).remote(
-            model, engine, self._config.prompt, max_pixels=self._config.max_pixels, seed=self._config.seed
-        )
-        try:
-            await actor.start.remote()
-            started_s = time.monotonic()
-            # Twice what the engine holds: it never waits for the driver, and few images are under way.
-            slots = asyncio.Semaphore(2 * engine.max_num_seqs)
 
-            async def answer(arm: Arm, index: int) -> tuple[list[Item], int]:
-                async with slots:
-                    group = await actor.generate.remote(self._request(arm, index))
-                progress.advance(arm.draws)
-                return self._scored(name, arm, index, group), group.num_tokens
+def _tell_refusals(found: Mapping[str, Found]) -> None:
+    """Warn of questions that were not answered. Raises `RuntimeError` where none of a task was, by any of the policies:
+    it would have a score all the same."""
+    for policy, of_policy in found.items():
+        asked = Counter(key.task for key in of_policy)
+        reasons = Counter((key.task, answer.refusal) for key, answer in of_policy.items() if answer.refusal)
+        for (task, reason), number in reasons.most_common():
+            told = f"{policy}: {number} of {asked[task]} questions of {task} have no answer ({reason}: {WHY[reason]})"
+            if number == asked[task]:
+                raise RuntimeError(told)
+            log.warning(told)
 
-            numbers = range(len(self._samples))
-            done = await asyncio.gather(*(answer(arm, index) for index in numbers for arm in self._arms))
-            seconds = time.monotonic() - started_s
-            await actor.shutdown.remote()
-        finally:
-            ray.kill(actor)
-        num_tokens = sum(tokens for _, tokens in done)
-        timing = {"generate_s": seconds, "generated_tokens_per_s": num_tokens / seconds}
-        return [item for items, _ in done for item in items], timing
 
-    def _request(self, arm: Arm, index: int) -> RolloutRequest:
-        sample, config = self._samples[index], self._config
-        return RolloutRequest(
-            ticket_id=f"{arm.name}-{sample.sample_id}",
-            sample_id=sample.sample_id,
-            question=sample.question,
-            images=shown_images(sample, self._donors[index], arm.control, config.prompt.depth_image),
-            num_rollouts=arm.draws,
-            sampling=arm.sampling(config.max_tokens),
-            seed=config.seed + index,
-        )
+def _content(folder: Path) -> str:
+    """A hash of all files of a checkpoint."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(str(path.relative_to(folder)).encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
-    def _scored(self, checkpoint: str, arm: Arm, index: int, group: RolloutGroup) -> list[Item]:
-        sample, config = self._samples[index], self._config
-        depth_rel = self._depth_rel(index)
-        return [
-            {
-                "checkpoint": checkpoint,
-                "arm": arm.name,
-                "sample_id": sample.sample_id,
-                "scene_id": sample.scene_id,
-                "question_type": sample.question_type,
-                "draw": draw,
-                "text": rollout.text,
-                **score_text(sample, depth_rel, rollout.text, config.profile, config.rewards, self._judge),
+
+def _answer(
+    config: EvaluateConfig, tasks: Sequence[Task], identities: Mapping[str, str], output: Path
+) -> dict[str, dict[Key, Answer]]:
+    """Every wanted answer by policy: those of earlier runs, and the others from the policies."""
+    settings = {"prompt": asdict(config.prompt), "backend": config.backend, "depth_model": config.depth_model}
+    settings |= {name: getattr(config, name) for name in ("max_tokens", "max_pixels", "seed")}
+    found: dict[str, dict[Key, Answer]] = {name: {} for name in identities}
+    wanted = {task.name: task.keys() for task in tasks}
+    with ExitStack() as stack:
+        files = {
+            (name, task.name): stack.enter_context(
+                closing(
+                    Answers(
+                        output / "answers" / name,
+                        task.name,
+                        task.origin() | settings | {"policy": identity},
+                        resume=config.resume,
+                    )
+                )
+            )
+            for name, identity in identities.items()
+            for task in tasks
+        }
+        for (name, task_name), file in files.items():
+            found[name] |= file.known(wanted[task_name])
+        todo = {name: [key for keys in wanted.values() for key in keys if key not in found[name]] for name in found}
+        num_known, num_missing = sum(map(len, found.values())), sum(map(len, todo.values()))
+        if num_known:
+            log.info("%d answers are there already; %d are missing", num_known, num_missing)
+        RunFolder(output, config)
+        if not num_missing:
+            return found
+        stack.enter_context(ray_session(config.ray))
+        with Progress("evaluate", total=num_missing, unit="answers") as progress:
+            for name, answer in answers(todo, tasks, config):
+                files[name, answer.task].add(answer)
+                found[name][answer.key] = answer
+                progress.advance()
+    return found
+
+
+Replies = dict[str, dict[str, list[list[Reply]]]]
+"""{policy: {arm: [replies of a draw, ...]}}, replies in the order of the items."""
+
+
+def _replies(task: BenchmarkTask, found: Mapping[str, Found], config: EvaluateConfig) -> Replies:
+    """The answers to a benchmark, with the judge's verdicts where it has one."""
+
+    def of_draw(policy: str, arm: str, draw: int) -> list[Reply]:
+        replies = [Reply(item, found[policy][Key(task.name, arm, draw, item.item_id)].text) for item in task.items]
+        if not task.benchmark.judged:
+            return replies
+        return asyncio.run(judged(replies, lambda: make_judge(_text_judge(config), Path(config.output) / "judge")))
+
+    return {
+        policy: {arm.name: [of_draw(policy, arm.name, draw) for draw in range(arm.draws)] for arm in task.arms}
+        for policy in found
+    }
+
+
+def _scored(
+    task: BenchmarkTask, replies: Replies, found: Mapping[str, Found], config: EvaluateConfig
+) -> dict[str, Any]:
+    """{"policies": {policy: {arm: [result of a draw, ...]}}, "paired": {policy: greedy, beside the baseline}}."""
+
+    def result(policy: str, arm: str, draw: int, of_draw: list[Reply]) -> dict[str, Any]:
+        of_arm = {key: answer for key, answer in found[policy].items() if (key.arm, key.draw) == (arm, draw)}
+        matched = Matched(tuple(of_draw), missing=(), surplus=())
+        return score(task.benchmark, matched, num_samples=config.bootstrap_samples, seed=config.seed) | {
+            "refused": _refused(task, of_arm),
+            "judge": judge_name(config.judge) if task.benchmark.judged else None,
+        }
+
+    baseline, *others = replies
+    return {
+        "benchmark": task.benchmark.name,
+        "policies": {
+            policy: {
+                arm: [result(policy, arm, draw, of_draw) for draw, of_draw in enumerate(draws)]
+                for arm, draws in arms.items()
             }
-            for draw, rollout in enumerate(group.rollouts)
-        ]
+            for policy, arms in replies.items()
+        },
+        "baseline": baseline,
+        "paired": {
+            policy: compare(
+                task.benchmark,
+                replies[policy]["greedy"][0],
+                replies[baseline]["greedy"][0],
+                num_samples=config.bootstrap_samples,
+                seed=config.seed,
+            )
+            for policy in others
+        },
+    }
 
-    def _read_depth(self, index: int) -> npt.NDArray[np.float64]:
-        return read_depth_image(self._samples[index].depth_image, self._config.profile)
+
+def _is_toy(config: EvaluateConfig, tasks: Sequence[Task]) -> bool:
+    """Whether all that was asked is about rendered scenes."""
+    return all(
+        {sample.dataset for sample in task.samples} == {"toyworld"}
+        if isinstance(task, HeldoutTask)
+        else config.benchmarks[task.name].annotations == TOY
+        for task in tasks
+    )
 
 
-def table(results: dict[str, Any]) -> Table:
-    """A short table for people: means by checkpoint and arm, then the paired differences; ± half an interval."""
-    title = f"{results['num_items']} items of {results['num_scenes']} scenes, 95 % scene-level intervals"
-    shown = Table(title=title, box=SIMPLE_HEAD)
-    for column in ("", *TERMS):
+def print_tables(results: Mapping[str, Any]) -> None:
+    """Print what people look at first."""
+    console = Console(width=max(Console().width, heldout.TABLE_WIDTH))
+    if "checkpoints" in results:
+        console.print(heldout.table(results))
+    if results["benchmarks"]:
+        console.print(table(results))
+
+
+def table(results: Mapping[str, Any]) -> Table:
+    """The headline of every benchmark, strict and published, greedy; ± half an interval."""
+    shown = Table(title="benchmarks: strict (published)", box=SIMPLE_HEAD)
+    for column in ("", *results["policies"]):
         shown.add_column(column, no_wrap=True)
-    for name, checkpoint in results["checkpoints"].items():
-        shown.add_row(f"[bold]{name}")
-        for arm, found in checkpoint["arms"].items():
-            means = (found["means"][term] for term in TERMS)
-            shown.add_row(f"  {arm}", *(_cell(f"{mean['mean']:.2f}", mean["ci95"]) for mean in means))
-    if results["paired"]:
-        comparison = results["comparison"]
-        shown.add_row(f"[bold]{comparison['checkpoint']} - {comparison['baseline']}")
-        for arm, found in results["paired"].items():
-            differences = (found[term] for term in TERMS)
-            shown.add_row(f"  {arm}", *(_cell(f"{pair['difference']:+.2f}", pair["ci95"]) for pair in differences))
+    for name, found in results["benchmarks"].items():
+        shown.add_row(name, *(_cell(found["policies"][policy]["greedy"][0]) for policy in results["policies"]))
     return shown
 
 
-def _cell(value: str, ci95: Sequence[float]) -> str:
-    return f"{value} ±{(ci95[1] - ci95[0]) / 2:.2f}"
+def _cell(result: Mapping[str, Any]) -> str:
+    strict, published = result["strict"], result["published"]
+    if strict["score"] is None:
+        return "–"
+    half = f" ±{(strict['ci95'][1] - strict['ci95'][0]) / 2:.3f}" if strict["ci95"] else ""
+    return f"{strict['score']:.3f}{half} ({'–' if published['score'] is None else format(published['score'], '.3f')})"

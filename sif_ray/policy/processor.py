@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,9 @@ from transformers import AutoProcessor
 from sif_ray.config import PromptConfig
 from sif_ray.method.prompts import user_content
 from sif_ray.policy.model import resolve_model
+
+Message = Mapping[str, Any]
+"""{"role": ..., "content": a text, or parts {"type": "text", "text": ...} and {"type": "image"}}."""
 
 
 class PolicyInputError(ValueError):
@@ -50,12 +54,11 @@ class PolicyProcessor:
     def prompt_text(self, question: str, prompt: PromptConfig) -> str:
         """The chat-templated prompt with one image placeholder per image, ready for the assistant's turn."""
         content = user_content(question, depth_image=prompt.depth_image, with_depth_words=prompt.with_depth_words)
-        return self.chat_text(content)
+        return self.chat_text([{"role": "user", "content": content}])
 
-    def chat_text(self, content: list[dict[str, str]]) -> str:
-        """One user turn of text and image parts through the checkpoint's chat template."""
-        messages = [{"role": "user", "content": content}]
-        return str(self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    def chat_text(self, messages: Sequence[Message]) -> str:
+        """Messages through the checkpoint's chat template, ready for the assistant's turn."""
+        return str(self._processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
 
     def encode_prompt(self, question: str, images: Sequence[bytes], prompt: PromptConfig) -> EncodedPrompt:
         """The prompt for a question about encoded images: (rgb, depth), or (rgb,) without the depth image.

@@ -18,7 +18,7 @@ from PIL import Image
 
 from sif_ray.config import EngineConfig, PromptConfig, SamplingConfig
 from sif_ray.policy.model import resolve_model
-from sif_ray.policy.processor import PolicyInputError, PolicyProcessor, decode_image
+from sif_ray.policy.processor import EncodedPrompt, Message, PolicyInputError, PolicyProcessor, decode_image
 from sif_ray.records import RecordError, Rollout, RolloutGroup
 from sif_ray.rollout import wire
 from sif_ray.rollout.environment import engine_environment, environment
@@ -49,6 +49,7 @@ class RolloutRequest:
     num_rollouts: int
     sampling: SamplingConfig
     seed: int | None = None  # None = the engine's own stream; equal seeds repeat a group only in an equal batch
+    messages: tuple[Message, ...] = ()  # a chat in place of the engine's prompt for the question
 
 
 class RolloutEngine:
@@ -133,7 +134,7 @@ class RolloutEngine:
                 f"num_rollouts = {request.num_rollouts} with temperature 0: greedy rollouts are all equal; ask for 1"
             )
         with _refusing(request):
-            encoded = await asyncio.to_thread(processor.encode_prompt, request.question, request.images, self._prompt)
+            encoded = await asyncio.to_thread(self._encode, processor, request)
         if len(encoded.token_ids_P) >= self._config.max_model_len:
             raise RolloutRequestError(
                 f"sample {request.sample_id}: prompt of {len(encoded.token_ids_P)} tokens leaves no room in "
@@ -205,6 +206,11 @@ class RolloutEngine:
         client, self._client = self._client, None
         if client is not None:
             client.shutdown()
+
+    def _encode(self, processor: PolicyProcessor, request: RolloutRequest) -> EncodedPrompt:
+        if request.messages:
+            return processor.encode_chat(processor.chat_text(request.messages), request.images)
+        return processor.encode_prompt(request.question, request.images, self._prompt)
 
     def _started(self) -> tuple[VllmClient, PolicyProcessor]:
         if self._processor is None:

@@ -49,7 +49,7 @@ class Teacher:
         tokenizer = self.processor._tokenizer
         content = user_content("")
         content[-1] = {"type": "text", "text": "\n"}
-        prefix = self.processor.chat_text(content).split("<|im_end|>")[0]
+        prefix = self.processor.chat_text([{"role": "user", "content": content}]).split("<|im_end|>")[0]
         self._prefix = tokenizer(prefix, add_special_tokens=False)["input_ids"]
         self._turn = tokenizer("<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
         self._tokenizer = tokenizer

@@ -27,6 +27,17 @@ def test_mcnemar_is_the_exact_binomial_test(only_ours, only_baseline):
     assert found == {"only_ours": only_ours, "only_baseline": only_baseline, "p": pytest.approx(p)}
 
 
+def test_mcnemar_takes_the_pairs_that_both_have_a_verdict_on():
+    def judged(values: list[float | None]) -> Ratios:
+        ratios = [(0.0, 0.0) if value is None else (value, 1.0) for value in values]
+        return pooled("score", [("x", Point(str(i), ratio, ratio)) for i, ratio in enumerate(ratios)])
+
+    ours, theirs = judged([None, 1, 1, 0, 1, 0]), judged([1, None, 0, 0, 1, 1])
+    found = mcnemar(ours, theirs, "strict")
+    assert found == {"only_ours": 1, "only_baseline": 1, "p": pytest.approx(1.0)}
+    assert mcnemar(judged([None, 1]), judged([1, None]), "strict") == {"only_ours": 0, "only_baseline": 0, "p": 1.0}
+
+
 def test_mcnemar_says_nothing_about_shares():
     halves = pooled("score", [("x", point("a", 0.5, 1))])
     assert mcnemar(halves, halves, "strict") is None

@@ -6,16 +6,18 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import benchmark_files as build
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from sif_ray.config import ConfigError, EngineConfig, EvaluateConfig, RewardConfig
+from sif_ray.config import BenchmarkConfig, ConfigError, EngineConfig, EvaluateConfig, RewardConfig
 from sif_ray.datagen.dataset import ACCEPTED, FORMAT, MANIFEST
 from sif_ray.datagen.drafts import Draft, drafts_to_table
 from sif_ray.depth.encoding import depth_png
+from sif_ray.evaluate.heldout import table
 from sif_ray.evaluate.metrics import TERMS
-from sif_ray.evaluate.stage import run, table
+from sif_ray.evaluate.stage import run
 from sif_ray.method import rewards
 from sif_ray.method.depth_code import from_disparity
 from sif_ray.observe.jsonl import read
@@ -72,21 +74,25 @@ def samples() -> list[Sample]:
 
 
 @pytest.fixture(scope="module")
-def output(samples, tmp_path_factory, ray_local) -> Path:
+def config(samples, tmp_path_factory) -> EvaluateConfig:
     folder = tmp_path_factory.mktemp("evaluate")
-    run(
-        EvaluateConfig(
-            data=write_dataset(folder / "data", samples),
-            checkpoints={"base": "toy"},
-            output=str(folder / "out"),
-            temperatures=[1.0],
-            draws=2,
-            max_tokens=24,
-            bootstrap_samples=200,
-            engine=EngineConfig(max_model_len=512, max_num_seqs=16, kv_cache_gib=0.25),
-        )
+    return EvaluateConfig(
+        data=write_dataset(folder / "data", samples),
+        benchmarks={"toy": BenchmarkConfig(name="cvbench", annotations="toy", max_items=6)},
+        checkpoints={"base": "toy"},
+        output=str(folder / "out"),
+        temperatures=[1.0],
+        draws=2,
+        max_tokens=24,
+        bootstrap_samples=200,
+        engine=EngineConfig(max_model_len=768, max_num_seqs=16, kv_cache_gib=0.25),
     )
-    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def output(config, ray_local) -> Path:
+    run(config)
+    return Path(config.output)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +140,31 @@ def test_results_are_the_means_of_the_items(items, results, samples):
     assert results["seconds"] > 0
     assert results["paired"] == {}
     assert table(results).row_count == 1 + len(ARMS)
+
+
+def test_transformers_writes_what_the_engine_writes(config, output, ray_local, tmp_path):
+    run(replace(config, output=str(tmp_path), backend="transformers", temperatures=[]))
+    for task in ("heldout", "toy"):
+        greedy = f"answers/base/{task}/greedy.jsonl"
+        theirs = {line["id"]: line["text"] for line in read(tmp_path / greedy)}
+        ours = {line["id"]: line["text"] for line in read(output / greedy)}
+        assert ours == theirs != {}
+        assert len(set(ours.values())) > 1
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["benchmarks"]["toy"]["policies"]["base"]["greedy"][0]["n"] == 6
+
+
+def test_a_task_without_any_answer_has_no_score(config, ray_local, tmp_path):
+    small = replace(config, output=str(tmp_path), backend="transformers", temperatures=[])
+    with pytest.raises(RuntimeError, match=r"base: 6 of 6 questions of toy .* raise engine\.max_model_len"):
+        run(replace(small, engine=replace(config.engine, max_model_len=64)))
+    assert not list(tmp_path.glob("answers/*/toy/*.jsonl")), "what was refused is tried again"
+
+
+def test_toy_depth_is_not_taken_for_that_of_photographs(config, tmp_path):
+    photos = BenchmarkConfig(name="sat", annotations=str(build.sat(tmp_path / "s.parquet", [(("a", "b"), "a", 1)])))
+    with pytest.raises(ConfigError, match=r"depth_model = 'toy'.*benchmarks.real shows photographs"):
+        run(replace(config, output=str(tmp_path / "out"), benchmarks={"real": photos}))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from sif_ray.evaluate.benchmarks.files import load_object, object_rows, read_rows
@@ -47,6 +48,7 @@ def _read_mmbench(path: Path, answers: Path | None) -> Iterator[Item]:
             answer=label_of(row, None, LETTERS[: len(choices)]),
             choices=tuple(choices),
             plain=True,
+            picture=partial(row.picture, "image"),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from sif_ray.evaluate.benchmarks.files import read_rows
@@ -32,6 +33,7 @@ def _read(path: Path, answers: Path | None) -> Iterator[Item]:
             answer=letter[1],
             choices=choices,
             task=row.text("task"),
+            picture=partial(row.picture, "image"),
         )
 
 

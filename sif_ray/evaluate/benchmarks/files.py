@@ -5,6 +5,8 @@ Every reader streams: JSON lines, a JSON array, Parquet and tab-separated text.
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import csv
 import json
 from collections.abc import Callable, Iterator
@@ -79,6 +81,21 @@ class Row:
         if value not in allowed:
             raise self.error(field, f"is {value!r:.80}; expected one of {', '.join(allowed)}")
         return value
+
+    def picture(self, field: str) -> bytes:
+        """The encoded image that the row holds: bytes, base64, {"bytes": ...}, or the first of a list of them.
+
+        b"" where there is none, as for a text that is a name.
+        """
+        value = self.fields.get(field)
+        if isinstance(value, list):
+            value = next(iter(value), None)
+        if isinstance(value, dict):
+            value = value.get("bytes")
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                return base64.b64decode(value, validate=True)
+        return value if isinstance(value, bytes) else b""
 
     def box_xyxy_px(self, field: str) -> Box:
         """Four numbers with x1 < x2 and y1 < y2."""

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sif_ray.config import ConfigError
 from sif_ray.evaluate.measure import Measure
 from sif_ray.method.boxes import Box
-from sif_ray.method.prompts import ContentPart, user_content
-
-PLAIN_SYSTEM = "You are a helpful assistant."
-"""System message of the benchmarks that are asked without a depth image and without the thinking."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +33,8 @@ class Item:
     width: int = 0  # px; 0 = not stated
     height: int = 0  # px
     num_images: int = 1
+    picture: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
+    """Decodes the image that the annotation file holds; None where it holds none, or none is asked for."""
     plain: bool = False  # asked directly: photo and question alone
 
     @property
@@ -48,13 +46,6 @@ class Item:
     def has_truth(self) -> bool:
         """Whether it can be scored; the questions of some splits are published without answers."""
         return bool(self.answer or self.answers or self.labels or self.boxes_xyxy_px)
-
-    def messages(self) -> list[dict[str, object]]:
-        """Chat messages as the paper's scripts ask: photo and depth image with the thinking, or plainly the photo."""
-        if not self.plain:
-            return [{"role": "user", "content": user_content(self.question, with_depth_words=False)}]
-        content: list[ContentPart] = [{"type": "image"}, {"type": "text", "text": self.question}]
-        return [{"role": "system", "content": PLAIN_SYSTEM}, {"role": "user", "content": content}]
 
 
 @dataclass(frozen=True)
@@ -85,8 +76,10 @@ class Benchmark:
     labels: str = ""  # where the labels are if not in the annotations; "" = always in them
     judged: bool = False  # whether a judge says how good an answer is
 
-    def items(self, annotations: Path, answers: Path | None = None) -> Iterator[Item]:
+    def items(self, annotations: Path, answers: Path | None = None, *, pictures: bool = False) -> Iterator[Item]:
         """Every item of an annotation file, or of all in a folder, where ids become `<category>/<id>`.
+
+        Without `pictures` those that the file holds are left out, so that a list of all items stays small.
 
         An own id that comes again (MME asks twice about an image) gets "#2", "#3", ... Raises `ConfigError`.
         """
@@ -99,7 +92,7 @@ class Benchmark:
             for item in self.read(path, answers):
                 own = f"{item.category}/{item.item_id}" if annotations.is_dir() else item.item_id
                 seen[own] += 1
-                yield replace(item, item_id=numbered(own, seen[own]))
+                yield replace(item, item_id=numbered(own, seen[own]), picture=item.picture if pictures else None)
 
     def _paths(self, annotations: Path) -> list[Path]:
         if not annotations.exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from string import ascii_uppercase
 
@@ -55,6 +56,8 @@ def _read(path: Path, answers: Path | None) -> Iterator[Item]:
             answers=_listed(row, "answer") if labelled and not lettered else (),
             choices=choices,
             plain=True,
+            num_images=sum(row.has(f"image_{number}") for number in range(1, 8)) or 1,
+            picture=partial(row.picture, "image_1"),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from sif_ray.evaluate.benchmarks.files import read_rows
@@ -30,6 +31,7 @@ def _read(path: Path, answers: Path | None) -> Iterator[Item]:
             answer=row.text("correct_answer").strip().lower(),
             choices=choices,
             num_images=len(images),
+            picture=partial(row.picture, "image_bytes"),
         )
 
 
