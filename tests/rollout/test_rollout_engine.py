@@ -230,7 +230,7 @@ def test_weights_sent_over_a_process_group_are_checked_like_those_of_the_object_
 def test_shutdown_leaves_no_process_and_says_so_to_callers(actor: Any) -> None:
     pending = actor.generate.remote(make_request("pending", 8, temperature=2.0, max_tokens=500))
     engine = engine_processes()
-    assert engine
+    assert engine, f"no engine among {psutil.Process().children(recursive=True)}"
     ray.get(actor.shutdown.remote())
     assert not [process for process in engine if process.is_running()]
     for call in (pending, actor.generate.remote(make_request("late"))):
