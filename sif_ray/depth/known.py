@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from PIL import Image
 
+from sif_ray.config import DepthConfig
 from sif_ray.depth.cache import DepthCache
 from sif_ray.depth.encoding import gray_png
 from sif_ray.depth.estimator import DepthEstimator, ModelInput
@@ -16,14 +17,15 @@ from sif_ray.storage import Folder
 class KnownDepth:
     """A depth model and a cache of what it has said.
 
-    Example: `KnownDepth("toy").grays([(sha256, photo)])[sha256]` is the `gray_png` of a photograph.
+    Example: `KnownDepth(config).grays([(sha256, photo)])[sha256]` is the `gray_png` of a photograph.
     """
 
-    def __init__(self, model: str, *, batch_size: int = 16, cache: str = "", threads: int = 1) -> None:
-        """`model`, `batch_size`: see `DepthEstimator`. `cache`: a folder or URL that stays, "" = in memory only."""
-        torch.set_num_threads(max(1, threads))
-        self._estimator = DepthEstimator(model, batch_size=batch_size)
-        self._cache = DepthCache(self._estimator.identity, Folder.open(cache, "depth_cache") if cache else None)
+    def __init__(self, config: DepthConfig) -> None:
+        """Load the model on as many threads as the actor has CPUs. Raises `ConfigError` for a cache out of reach."""
+        torch.set_num_threads(max(1, int(config.depth_num_cpus)))
+        self._estimator = DepthEstimator(config.depth_model, batch_size=config.depth_batch_size)
+        folder = Folder.open(config.depth_cache, "depth_cache") if config.depth_cache else None
+        self._cache = DepthCache(self._estimator.identity, folder)
         self.name = self._estimator.name
 
     def grays(self, photos: Iterable[tuple[str, Image.Image]]) -> dict[str, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import os
 import socket
 from pathlib import Path
@@ -17,6 +18,9 @@ from sif_ray.evaluate.question import Answer, Question
 if TYPE_CHECKING:
     from sif_ray.judge.caller import Call
     from sif_ray.judge.client import Completion
+
+
+log = logging.getLogger(__name__)
 
 
 class Answerer(Protocol):
@@ -67,7 +71,8 @@ class EngineAnswerer:
         )
         try:
             group = await self._engine.generate(request)
-        except RolloutRequestError:
+        except RolloutRequestError as error:
+            log.info("%s", error)
             return Answer(*question.key, refusal="prompt_refused")
         return Answer(*question.key, text=group.rollouts[0].text, num_tokens=group.num_tokens)
 
@@ -100,7 +105,8 @@ class TransformersAnswerer:
         processor, prompt = self._processor, self._config.prompt
         try:
             encoded = processor.encode_chat(processor.chat_text(question.messages(prompt)), question.images(prompt))
-        except PolicyInputError:
+        except PolicyInputError as error:
+            log.info("%s: %s", question.item_id, error)
             return Answer(*question.key, refusal="prompt_refused")
         if len(encoded.token_ids_P) >= self._config.engine.max_model_len:
             return Answer(*question.key, refusal="prompt_refused")

@@ -46,7 +46,8 @@ def answers(
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # byte: Ray Data would collect rows until a block is worth its while
-    context.execution_no_progress_timeout_s = NO_PROGRESS_S
+    patience_s = max((endpoint.max_wait_s for endpoint in config.endpoints.values()), default=0.0)
+    context.execution_no_progress_timeout_s = NO_PROGRESS_S + patience_s
     names = [name for name in todo if todo[name]]
     together = policies_at_once(tasks, config, ray.cluster_resources())  # type: ignore[no-untyped-call]
     for start in range(0, len(names), together):
@@ -134,12 +135,7 @@ class _Depth:
         from sif_ray.depth.known import KnownDepth
 
         self._prompt = config.prompt
-        self._depth = KnownDepth(
-            config.depth_model,
-            batch_size=config.depth_batch_size,
-            cache=config.depth_cache,
-            threads=int(config.depth_num_cpus),
-        )
+        self._depth = KnownDepth(config)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         questions = unpack(table)

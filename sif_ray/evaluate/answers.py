@@ -10,8 +10,10 @@ answers/<policy>/<task>/sampled_T1.0.2.jsonl   the third draw of an arm that has
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,6 +23,18 @@ from sif_ray.observe import jsonl
 from sif_ray.observe.run_folder import write_json
 
 ORIGIN = "origin.json"
+
+
+def content_hash(path: Path, suffixes: Collection[str] = ()) -> str:
+    """A hash of a file, or of the names and contents of a folder's files (those with `suffixes`, () = all)."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        if not suffixes or file.suffix in suffixes:
+            digest.update(file.relative_to(path if path.is_dir() else path.parent).as_posix().encode())
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 class Answers:

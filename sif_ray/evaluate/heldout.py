@@ -24,29 +24,25 @@ TABLE_WIDTH = 110  # characters, also where the output is a file
 def items(samples: Sequence[Sample], found: Mapping[str, Mapping[Key, Answer]], config: EvaluateConfig) -> list[Item]:
     """The scored answers {policy: {key: answer}} in the order of policies, samples, arms and draws."""
     judge = ExactMatchJudge()
-    scored: list[Item] = []
     depths = ((sample, read_depth_image(sample.depth_image, config.profile)) for sample in samples)
     by_sample = [
-        [
-            {
-                "checkpoint": policy,
-                "arm": arm.name,
-                "sample_id": sample.sample_id,
-                "scene_id": sample.scene_id,
-                "question_type": sample.question_type,
-                "draw": draw,
-                "text": (text := answers[Key(config.split, arm.name, draw, sample.sample_id)].text),
-                **score_text(sample, depth_rel, text, config.profile, config.rewards, judge),
-            }
-            for policy, answers in found.items()
-            for arm in arms(config)
-            for draw in range(arm.draws)
-        ]
-        for sample, depth_rel in depths
+        {
+            "checkpoint": policy,
+            "arm": arm.name,
+            "sample_id": sample.sample_id,
+            "scene_id": sample.scene_id,
+            "question_type": sample.question_type,
+            "draw": draw,
+            "text": (text := answers[Key(config.split, arm.name, draw, sample.sample_id)].text),
+            **score_text(sample, depth_rel, text, config.profile, config.rewards, judge),
+        }
+        for sample, depth_rel in depths  # each decoded once
+        for policy, answers in found.items()
+        for arm in arms(config)
+        for draw in range(arm.draws)
     ]
-    for policy in found:
-        scored += [item for of_sample in by_sample for item in of_sample if item["checkpoint"] == policy]
-    return scored
+    policies = list(found)
+    return sorted(by_sample, key=lambda item: policies.index(item["checkpoint"]))
 
 
 def results(

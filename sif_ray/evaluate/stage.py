@@ -7,7 +7,6 @@ scored again without a model.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections import Counter
@@ -26,7 +25,7 @@ from sif_ray.depth.checkpoint import tell_licence
 from sif_ray.evaluate import heldout
 from sif_ray.evaluate.answerer import check_endpoint
 from sif_ray.evaluate.answering import answers
-from sif_ray.evaluate.answers import Answers
+from sif_ray.evaluate.answers import Answers, content_hash
 from sif_ray.evaluate.benchmarks.item import Reply
 from sif_ray.evaluate.comparison import compare
 from sif_ray.evaluate.page import PAGE, render
@@ -81,7 +80,7 @@ def run(config: EvaluateConfig) -> None:
         found = _answer(config, tasks, _check(config, tasks), output)
         _tell_refusals(found)
 
-        results: dict[str, Any] = {"policies": policies, "benchmarks": {}}
+        results: dict[str, Any] = {"policies": policies, "split": config.split, "benchmarks": {}}
         worst: dict[str, list[WorstItem]] = {}
         for task in tasks:
             if isinstance(task, HeldoutTask):
@@ -89,7 +88,7 @@ def run(config: EvaluateConfig) -> None:
                 write_text(output / "items.jsonl", "".join(map(to_line, items)))
                 results |= heldout.results(task.samples, items, policies, config)
                 results["refused"] = {policy: _refused(task, of_policy) for policy, of_policy in found.items()}
-                worst["heldout"] = worst_of_samples(task.samples, items)
+                worst[task.name] = worst_of_samples(task.samples, items)
             else:
                 replies = _replies(task, found, config)
                 results["benchmarks"][task.name] = _scored(task, replies, found, config)
@@ -115,7 +114,7 @@ def _check(config: EvaluateConfig, tasks: Sequence[Task]) -> dict[str, str]:
     identities = {}
     for name, model in config.checkpoints.items():
         path = check_policy(model, f"checkpoints.{name}", engine_on_cpu=not config.engine.num_gpus)
-        identities[name] = _content(Path(path))
+        identities[name] = content_hash(Path(path))
     for name, endpoint in config.endpoints.items():
         check_endpoint(name, config)
         identities[name] = f"{endpoint.model} at {endpoint.base_url}"
@@ -136,26 +135,20 @@ def _refused(task: Task, of_policy: Found) -> dict[str, int]:
 
 
 def _tell_refusals(found: Mapping[str, Found]) -> None:
-    """Warn of questions that were not answered. Raises `RuntimeError` where none of a task was, by any of the policies:
-    it would have a score all the same."""
+    """Warn of questions without an answer. Raises `RuntimeError` where a policy answered none of a task, as that would
+    have a score all the same."""
     for policy, of_policy in found.items():
-        asked = Counter(key.task for key in of_policy)
-        reasons = Counter((key.task, answer.refusal) for key, answer in of_policy.items() if answer.refusal)
-        for (task, reason), number in reasons.most_common():
-            told = f"{policy}: {number} of {asked[task]} questions of {task} have no answer ({reason}: {WHY[reason]})"
-            if number == asked[task]:
+        by_task: dict[str, Counter[str]] = {}
+        for key, answer in of_policy.items():
+            by_task.setdefault(key.task, Counter())[answer.refusal] += 1
+        for task, reasons in by_task.items():
+            refused = {reason: number for reason, number in reasons.items() if reason}
+            told = "; ".join(f"{reason} {number}: {WHY[reason]}" for reason, number in refused.items())
+            told = f"{policy}: {sum(refused.values())} of {reasons.total()} questions of {task} have no answer ({told})"
+            if not reasons[""]:
                 raise RuntimeError(told)
-            log.warning(told)
-
-
-def _content(folder: Path) -> str:
-    """A hash of all files of a checkpoint."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(str(path.relative_to(folder)).encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
+            if refused:
+                log.warning(told)
 
 
 def _answer(

@@ -16,6 +16,7 @@ from sif_ray.config import BenchmarkConfig, ConfigError, EvaluateConfig
 from sif_ray.datagen import pictures
 from sif_ray.datagen.dataset import read_samples
 from sif_ray.datagen.pictures import PhotoError
+from sif_ray.evaluate.answers import content_hash
 from sif_ray.evaluate.arms import Arm, arms
 from sif_ray.evaluate.benchmarks import BENCHMARKS, choose
 from sif_ray.evaluate.benchmarks.item import Benchmark, Item
@@ -27,6 +28,7 @@ from sif_ray.toyworld import benchmarks as toy
 
 TOY = "toy"  # as annotations of a benchmark: rendered scenes in the layout of its files
 
+ANNOTATIONS = (".json", ".jsonl", ".tsv", ".parquet")
 READERS = 8  # pictures that are opened at once: those of an object store come late, not slowly
 
 
@@ -187,7 +189,10 @@ class BenchmarkTask:
                                 yield found
 
     def origin(self) -> dict[str, Any]:
-        return {"benchmark": self.benchmark.name, "annotations": _content(Path(self._config.annotations))}
+        return {
+            "benchmark": self.benchmark.name,
+            "annotations": content_hash(Path(self._config.annotations), ANNOTATIONS),
+        }
 
     def _read(self, *, pictures: bool = False) -> Iterator[Item]:
         answers = Path(self._config.answers) if self._config.answers else None
@@ -243,14 +248,3 @@ def _toy_variant(name: str, benchmark: BenchmarkConfig, config: EvaluateConfig) 
 
 def _rank(seed: int, item_id: str) -> bytes:
     return hashlib.blake2b(f"{seed} {item_id}".encode(), digest_size=8).digest()
-
-
-def _content(path: Path) -> str:
-    """A hash of a file, or of the names and contents of a folder's annotation files."""
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.suffix in (".json", ".jsonl", ".tsv", ".parquet"):
-            digest.update(str(file.relative_to(path) if path.is_dir() else file.name).encode())
-            with file.open("rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()[:16]

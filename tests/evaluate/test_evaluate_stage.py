@@ -156,7 +156,9 @@ def test_transformers_writes_what_the_engine_writes(config, output, ray_local, t
 
 def test_a_task_without_any_answer_has_no_score(config, ray_local, tmp_path):
     small = replace(config, output=str(tmp_path), backend="transformers", temperatures=[])
-    with pytest.raises(RuntimeError, match=r"base: 6 of 6 questions of toy .* raise engine\.max_model_len"):
+    with pytest.raises(
+        RuntimeError, match=r"base: 6 of 6 questions of toy .*prompt_refused 6: raise engine\.max_model_len"
+    ):
         run(replace(small, engine=replace(config.engine, max_model_len=64)))
     assert not list(tmp_path.glob("answers/*/toy/*.jsonl")), "what was refused is tried again"
 

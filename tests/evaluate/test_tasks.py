@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import pickle
+from dataclasses import replace
 
 import benchmark_files as build
 import pytest
 from PIL import Image
 
-from sif_ray.config import BenchmarkConfig, ConfigError, EvaluateConfig, PromptConfig
+from sif_ray.config import BenchmarkConfig, ConfigError, EngineConfig, EvaluateConfig, PromptConfig, RayConfig
+from sif_ray.evaluate.answering import policies_at_once
 from sif_ray.evaluate.answers import Answers
 from sif_ray.evaluate.question import ANSWER_SCHEMA, QUESTION_SCHEMA, Answer, Key, Question, pack, unpack
 from sif_ray.evaluate.task import BenchmarkTask, make_tasks
@@ -100,6 +102,20 @@ def test_a_plain_question_is_the_photograph_and_its_words():
     assert system == {"role": "system", "content": "You are a helpful assistant."}
     assert user["content"] == [{"type": "image"}, {"type": "text", "text": "Is it?"}]
     assert asked.images(PromptConfig()) == (b"photo",)
+
+
+def test_policies_run_side_by_side_where_there_is_room(tmp_path):
+    thinking = task_of("sat", write("sat", tmp_path, 3)[0])
+    plain = task_of("pope", *(str(place) for place in write("pope", tmp_path, 3)[:1]), images=str(tmp_path / "images"))
+    config = replace(SETTINGS, depth_num_cpus=0.5)
+    assert policies_at_once([plain], config, {"CPU": 4.0}) == 4
+    assert policies_at_once([plain, thinking], config, {"CPU": 4.0}) == 2
+    on_gpus = replace(config, engine=EngineConfig(num_gpus=1), depth_num_gpus=0.25)
+    assert policies_at_once([thinking], on_gpus, {"CPU": 4.0, "GPU": 3.0}) == 2
+    with pytest.raises(ConfigError, match=r"needs 0 CPUs and 1\.25 GPUs at once, and there are 4 and 1"):
+        policies_at_once([thinking], on_gpus, {"CPU": 4.0, "GPU": 1.0})
+    joined = replace(on_gpus, ray=RayConfig(address="auto"))
+    assert policies_at_once([thinking], joined, {"CPU": 4.0}) == 1, "a cluster may grow"
 
 
 def test_seeds_are_of_the_answer_alone():
