@@ -8,8 +8,19 @@ import psutil
 
 
 def engine_processes() -> list[psutil.Process]:
-    """vLLM's processes below this one, engine cores and workers. The name is the kernel's, which has 15 characters."""
-    return [process for process in psutil.Process().children(recursive=True) if process.name().startswith("VLLM::")]
+    """vLLM's processes below this one, engine cores and workers.
+
+    They are called `VLLM::...` unless setproctitle finds no room for the title: it looks for it beside the first
+    variable of the environment, which Ray puts in random order and vLLM changes. Then they keep the command that
+    spawned them.
+    """
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            command = " ".join(process.cmdline())
+            if command.startswith("VLLM::") or "multiprocessing.spawn import spawn_main" in command:
+                found.append(process)
+    return found
 
 
 def processes_named(title: str) -> list[psutil.Process]:
