@@ -306,6 +306,7 @@ class GrpoLoop:
             if not isinstance(step, WeightUpdate):
                 return
             await self._bring(slot, step)
+            del step  # the store keeps an update's weights as long as anything here refers to them
 
     async def _bring(self, slot: _Slot, update: WeightUpdate) -> None:
         """Update one engine; it leases again when its receipt is right."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import hashlib
 import io
 import itertools
+import sys
 import time
 from collections.abc import Awaitable, Iterable, Iterator
 from contextlib import contextmanager
@@ -111,6 +113,7 @@ class RolloutEngine:
                 seed=self._seed,
             )
         await self._client.open(self._version)
+        _return_memory()
 
     async def warm_up(self) -> None:
         """Answer one small image prompt; the first one takes seconds, which a measurement should not see."""
@@ -285,6 +288,13 @@ def _content_id(image: bytes) -> str:
 def _spread(seed: int) -> int:
     """A seed whose neighbours are far away: vLLM gives rollout i of a group the seed `seed + i`."""
     return int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=4).digest()) >> 1
+
+
+def _return_memory() -> None:
+    """Hand freed memory back to the system: loading a tokenizer of 150,000 tokens, as vLLM does several times, leaves
+    0.7 GB of it with glibc, for good."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _refuse_tied_embeddings(model: str) -> None:

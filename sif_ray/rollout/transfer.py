@@ -23,6 +23,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.utils.nccl import unpinned_nccl_env
 
@@ -72,6 +73,8 @@ class VerifiedTransfer(WeightTransferEngine[VerifiedInit, VerifiedUpdate]):
     def init_transfer_engine(self, init_info: VerifiedInit) -> None:
         self._expected = policy_shapes(self.model_config.model)
         self._verified: _Verified | None = None
+        if self.device.type == "cpu":
+            _pack_no_input_embedding(self.model)
 
     def verify(self, manifest: Manifest) -> None:
         """Check every tensor of an update against its spec and the policy, and keep the bytes for loading.
@@ -93,6 +96,9 @@ class VerifiedTransfer(WeightTransferEngine[VerifiedInit, VerifiedUpdate]):
     def start_weight_update(self) -> None:
         if self._verified is None:
             raise WeightSyncError("a weight update starts without verified tensors; call verify_weights first")
+        if self.device.type == "cpu":
+            for module in self.model.modules():
+                _drop_packed(module)  # or the old copy would lie beside the new one
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -121,6 +127,19 @@ class VerifiedTransfer(WeightTransferEngine[VerifiedInit, VerifiedUpdate]):
 
     def shutdown(self) -> None:
         self._verified = None
+
+
+def _pack_no_input_embedding(model: torch.nn.Module) -> None:
+    """Keep vLLM from packing the input embedding for products that nobody computes: on a CPU a copy of its size."""
+    for module in model.modules():
+        if isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading = lambda layer: None
+            _drop_packed(module)
+
+
+def _drop_packed(module: torch.nn.Module) -> None:
+    """Forget the copy of a layer's weights that vLLM packs for products on a CPU when it has loaded them."""
+    vars(module).pop("cpu_linear", None)
 
 
 class WorkerExtension:

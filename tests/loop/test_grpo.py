@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -107,6 +108,22 @@ def test_requests_carry_the_images_that_the_prompt_asks_for(depth_image):
 def test_second_epoch_is_scored_against_the_first():
     rig = Rig(epochs=2.0, num_prompts=30, max_staleness=0).run()  # no prompt is in flight twice
     assert all(previous == [None, 0.5] for previous in rig.scorers[0].previous.values())
+
+
+def test_weights_that_every_engine_has_are_let_go_before_the_next_are_published():
+    updates = []
+
+    class Publishing(FakeLearner):
+        async def publish(self, version):
+            assert not [update for update in updates if update() is not None]
+            update = await super().publish(version)
+            updates.append(weakref.ref(update))
+            return update
+
+    rig = Rig(max_staleness=2)
+    rig.learner = Publishing(rig.learner.rng)
+    rig.run()
+    assert len(updates) == rig.ledger.version > 3
 
 
 def test_receipts_say_how_long_engines_stood_still_and_what_their_caches_saved():
