@@ -363,10 +363,11 @@ class ServeConfig:
     depth_num_gpus: float = 0.0
     host: str = "127.0.0.1"
     port: int = 8000  # 0 = any free port
+    model_name: str = "sif"  # of the OpenAI-compatible API; "<name>-plain" is the policy without the method's prompt
     profile: str = "corrected"
     max_image_bytes: int = 20_000_000
     max_image_pixels: int = 40_000_000
-    max_question_chars: int = 2000
+    max_question_chars: int = 8000  # of a question, or of all texts of a chat
     max_pixels: int = 0
     temperature: float = 0.0
     max_tokens: int = 2048

@@ -9,8 +9,8 @@ import io
 import itertools
 import sys
 import time
-from collections.abc import Awaitable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ POLL_S = 0.02  # how often an engine looks whether the learner has come to send
 if TYPE_CHECKING:
     from vllm.config.model import ModelDType
 
-    from sif_ray.rollout.vllm_client import Completion, VllmClient
+    from sif_ray.rollout.vllm_client import Completion, Delta, EngineRequest, VllmClient
 
 
 @dataclass(frozen=True)
@@ -136,22 +136,9 @@ class RolloutEngine:
             raise RolloutRequestError(
                 f"num_rollouts = {request.num_rollouts} with temperature 0: greedy rollouts are all equal; ask for 1"
             )
-        with _refusing(request):
-            encoded = await asyncio.to_thread(self._encode, processor, request)
-        if len(encoded.token_ids_P) >= self._config.max_model_len:
-            raise RolloutRequestError(
-                f"sample {request.sample_id}: prompt of {len(encoded.token_ids_P)} tokens leaves no room in "
-                f"max_model_len = {self._config.max_model_len}; raise it or lower max_pixels"
-            )
+        encoded = await self._encode(processor, request)
         prompt_ids, completions = await client.generate(
-            f"{request.ticket_id}-{next(self._requests)}",
-            encoded.engine_token_ids,
-            [(_content_id(image), decode_image(image)) for image in request.images],
-            request.num_rollouts,
-            request.sampling,
-            stop_token_id=processor.eos_token_id,
-            forbidden_token_id=processor.image_token_id,
-            seed=None if request.seed is None else _spread(request.seed),
+            self._engine_request(processor, request, encoded), request.num_rollouts
         )
         with _refusing(request):
             processor.check_image_tokens(prompt_ids, encoded.image_grid_thw)
@@ -169,6 +156,17 @@ class RolloutEngine:
                 f"processor made ({len(encoded.token_ids_P)}); both must use the same checkpoint"
             )
         return group
+
+    async def stream(self, request: RolloutRequest) -> AsyncGenerator[Delta]:
+        """One answer to a prompt while it is written; `num_rollouts` is not read. Closing the generator ends it.
+
+        Raises `RolloutRequestError` before the first part, `EngineDiedError` at any time.
+        """
+        client, processor = self._started()
+        encoded = await self._encode(processor, request)
+        async with aclosing(client.stream(self._engine_request(processor, request, encoded))) as deltas:
+            async for delta in deltas:
+                yield delta
 
     async def update_weights(self, update: WeightUpdate) -> Receipt:
         """Replace the weights while requests are in flight; they go on under the new version.
@@ -210,10 +208,35 @@ class RolloutEngine:
         if client is not None:
             client.shutdown()
 
-    def _encode(self, processor: PolicyProcessor, request: RolloutRequest) -> EncodedPrompt:
-        if request.messages:
-            return processor.encode_chat(processor.chat_text(request.messages), request.images)
-        return processor.encode_prompt(request.question, request.images, self._prompt)
+    async def _encode(self, processor: PolicyProcessor, request: RolloutRequest) -> EncodedPrompt:
+        def encode() -> EncodedPrompt:
+            if request.messages:
+                return processor.encode_chat(processor.chat_text(request.messages), request.images)
+            return processor.encode_prompt(request.question, request.images, self._prompt)
+
+        with _refusing(request):
+            encoded = await asyncio.to_thread(encode)
+        if len(encoded.token_ids_P) >= self._config.max_model_len:
+            raise RolloutRequestError(
+                f"sample {request.sample_id}: prompt of {len(encoded.token_ids_P)} tokens leaves no room in "
+                f"max_model_len = {self._config.max_model_len}; raise it or lower max_pixels"
+            )
+        return encoded
+
+    def _engine_request(
+        self, processor: PolicyProcessor, request: RolloutRequest, encoded: EncodedPrompt
+    ) -> EngineRequest:
+        from sif_ray.rollout.vllm_client import EngineRequest
+
+        return EngineRequest(
+            request_id=f"{request.ticket_id}-{next(self._requests)}",
+            token_ids=encoded.engine_token_ids,
+            images=[(_content_id(image), decode_image(image)) for image in request.images],
+            sampling=request.sampling,
+            stop_token_id=processor.eos_token_id,
+            forbidden_token_id=processor.image_token_id,
+            seed=None if request.seed is None else _spread(request.seed),
+        )
 
     def _started(self) -> tuple[VllmClient, PolicyProcessor]:
         if self._processor is None:

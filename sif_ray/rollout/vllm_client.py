@@ -11,7 +11,7 @@ encoder caches, so a request that goes on is recomputed under the new weights fr
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +55,48 @@ class Completion:
     logprobs_T: FloatArray
     version_spans: tuple[tuple[int, int], ...]
     finish_reason: str
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """A tokenised prompt with one placeholder per image, and how it is to be answered."""
+
+    request_id: str
+    token_ids: Sequence[int]
+    images: Sequence[tuple[str, Image.Image]]  # each with an identifier of its content
+    sampling: SamplingConfig
+    stop_token_id: int
+    forbidden_token_id: int
+    seed: int | None
+
+    def prompt(self) -> TokensPrompt:
+        return TokensPrompt(
+            prompt_token_ids=list(self.token_ids),
+            multi_modal_data={"image": [image for _, image in self.images]},
+            multi_modal_uuids={"image": [identifier for identifier, _ in self.images]},
+        )
+
+    def sampling_params(self, **more: Any) -> SamplingParams:
+        return SamplingParams(
+            temperature=self.sampling.temperature,
+            top_p=self.sampling.top_p,
+            top_k=self.sampling.top_k,
+            max_tokens=self.sampling.max_tokens,
+            seed=self.seed,
+            stop_token_ids=[self.stop_token_id],
+            logit_bias={self.forbidden_token_id: FORBIDDEN_LOGIT_BIAS},
+            **more,
+        )
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one completion has grown by."""
+
+    text: str
+    num_tokens: int
+    finish_reason: str | None  # of the last one: "stop" or "length"
+    num_prompt_tokens: int  # of the request
 
 
 @dataclass
@@ -142,47 +184,29 @@ class VllmClient:
             await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
             await self._llm.update_weight_version(str(version))
 
-    async def generate(
-        self,
-        request_id: str,
-        prompt_ids: Sequence[int],
-        images: Sequence[tuple[str, Image.Image]],
-        num_completions: int,
-        sampling: SamplingConfig,
-        *,
-        stop_token_id: int,
-        forbidden_token_id: int,
-        seed: int | None,
-    ) -> tuple[list[int], list[Completion]]:
-        """`num_completions` samples of one prompt and the prompt's token ids with image placeholders expanded.
-
-        `prompt_ids` has one placeholder per image; `images` pairs an identifier of the content with the image.
-        """
+    async def generate(self, request: EngineRequest, num_completions: int) -> tuple[list[int], list[Completion]]:
+        """`num_completions` samples of one prompt and the prompt's token ids with image placeholders expanded."""
         with _engine_errors():
-            params = SamplingParams(
+            params = request.sampling_params(
                 n=num_completions,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                max_tokens=sampling.max_tokens,
-                seed=seed,
                 logprobs=0,  # the sampled token's only
                 flat_logprobs=True,
-                stop_token_ids=[stop_token_id],
-                logit_bias={forbidden_token_id: FORBIDDEN_LOGIT_BIAS},
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-        prompt = TokensPrompt(
-            prompt_token_ids=list(prompt_ids),
-            multi_modal_data={"image": [image for _, image in images]},
-            multi_modal_uuids={"image": [identifier for identifier, _ in images]},
-        )
-        with _engine_errors():
-            async for output in self._llm.generate(prompt, params, request_id):
+            async for output in self._llm.generate(request.prompt(), params, request.request_id):
                 if output.finished:
                     return list(output.prompt_token_ids or ()), [_completion(item) for item in output.outputs]
-        raise EngineDiedError(f"request {request_id} ended without an output")
+        raise EngineDiedError(f"request {request.request_id} ended without an output")
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[Delta]:
+        """One sample of one prompt while it is written. Closing the generator ends the request."""
+        with _engine_errors():
+            params = request.sampling_params(output_kind=RequestOutputKind.DELTA)
+            async for output in self._llm.generate(request.prompt(), params, request.request_id):
+                [written] = output.outputs
+                num_prompt_tokens = len(output.prompt_token_ids or ())
+                yield Delta(written.text, len(written.token_ids), _finish(written), num_prompt_tokens)
 
     def take_prompt_tokens(self) -> PromptTokens:
         """What was asked and computed since the last call."""
@@ -241,16 +265,22 @@ class VllmClient:
         psutil.wait_procs(alive)
 
 
-def _completion(output: Any) -> Completion:
-    if output.finish_reason not in ("stop", "length"):
+def _finish(output: Any) -> str | None:
+    if output.finish_reason not in (None, "stop", "length"):
         raise EngineDiedError(f"a completion ended by {output.finish_reason!r}; the engine is shutting down")
+    return output.finish_reason
+
+
+def _completion(output: Any) -> Completion:
+    reason = _finish(output)
+    assert reason is not None
     if output.weight_versions is None:
         raise EngineDiedError("vLLM reported no weight versions of the sampled tokens; use vllm 0.32")
     return Completion(
         token_ids_T=np.asarray(output.token_ids, dtype=np.int32),
         logprobs_T=np.asarray(output.logprobs.logprobs, dtype=np.float32),
         version_spans=tuple((int(span.version), span.end - span.start) for span in output.weight_versions),
-        finish_reason=output.finish_reason,
+        finish_reason=reason,
     )
 
 

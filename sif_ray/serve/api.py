@@ -1,17 +1,23 @@
-"""The HTTP interface of a `SifService`: two routes, a bounded body, and a clear 4xx for everything that is wrong."""
+"""The HTTP interface of a `SifService`: bounded bodies, and a clear 4xx for everything that is wrong."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from typing import Any, TypeVar
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from openai import BaseModel as OpenAiModel
+from openai.types.chat import ChatCompletionChunk
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
+from sif_ray.config import ServeConfig
+from sif_ray.serve.chat import MAX_CHAT_IMAGES, ChatService
 from sif_ray.serve.images import RequestRefused, decode_base64
-from sif_ray.serve.protocol import Refusal, SifRequest, SifResponse
+from sif_ray.serve.protocol import ChatRequest, Problem, Refusal, SifRequest, SifResponse
 from sif_ray.serve.service import SifService
 
 _OVERHEAD_BYTES = 64 * 1024  # of a body beside the image: question, field names, boundaries
@@ -29,38 +35,93 @@ _BODY: dict[str, Any] = {
         },
     },
 }
+_CHAT_SCHEMA = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+_CHAT_PARTS = _CHAT_SCHEMA.pop("$defs")
+_CHAT_BODY: dict[str, Any] = {"required": True, "content": {"application/json": {"schema": _CHAT_SCHEMA}}}
 _REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": Refusal} for status in (400, 413, 415, 422)}
+_CHAT_REPLIES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "OpenAI's chat completion, or its chunks as server-sent events with `stream`"},
+    **{status: {"model": Refusal} for status in (400, 404, 413, 422)},
+}
+
+Asked = TypeVar("Asked", SifRequest, ChatRequest)
 
 
 def build_api(service: SifService) -> FastAPI:
-    """`POST /v1/sif` (JSON or multipart) and `GET /healthz`."""
+    """`POST /v1/sif` (JSON or multipart), `POST /v1/chat/completions`, `GET /v1/models` and `GET /healthz`."""
     api = FastAPI(title="sif_ray", description="An image and a question in, a checked SIF trace out.")
+    chats = ChatService(service)
 
     @api.exception_handler(RequestRefused)
     async def refuse(request: Request, error: RequestRefused) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, status_code=error.status)
+        return _problem(error.status, str(error))
+
+    @api.exception_handler(HTTPException)
+    async def refuse_otherwise(request: Request, error: HTTPException) -> JSONResponse:
+        return _problem(error.status_code, f"{request.method} {request.url.path}: {error.detail}", error.headers)
 
     @api.post("/v1/sif", responses=_REFUSALS, openapi_extra={"requestBody": _BODY})
     async def sif(request: Request) -> SifResponse:
         image, question = await _read_request(request, service.config.max_image_bytes)
         return await service.answer(image, question)
 
+    @api.post("/v1/chat/completions", responses=_CHAT_REPLIES, openapi_extra={"requestBody": _CHAT_BODY})
+    async def chat(request: Request) -> Response:
+        asked = _validated(ChatRequest, await _read_body(request, _max_chat_bytes(service.config)))
+        if asked.stream:
+            return StreamingResponse(_events(await chats.stream(asked)), media_type="text/event-stream")
+        return _json(await chats.complete(asked))
+
+    @api.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [model.to_dict() for model in chats.models()]}
+
     @api.get("/healthz")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
+    def describe() -> dict[str, Any]:
+        described = FastAPI.openapi(api)
+        described["components"]["schemas"] |= _CHAT_PARTS
+        return described
+
+    api.openapi = describe  # type: ignore[method-assign]
     return api
+
+
+def _problem(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(Refusal(error=Problem(message=message)).model_dump(), status, headers)
+
+
+def _json(reply: OpenAiModel) -> Response:
+    return Response(reply.to_json(indent=None), media_type="application/json")
+
+
+async def _events(chunks: AsyncGenerator[ChatCompletionChunk]) -> AsyncIterator[str]:
+    """Server-sent events as OpenAI clients read them."""
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            yield f"data: {chunk.to_json(indent=None)}\n\n"
+    yield "data: [DONE]\n\n"
+
+
+def _max_chat_bytes(config: ServeConfig) -> int:
+    """Of a body: images as base64, and every character as the longest escape of JSON."""
+    return MAX_CHAT_IMAGES * 4 * config.max_image_bytes // 3 + 12 * config.max_question_chars + _OVERHEAD_BYTES
+
+
+def _validated(kind: type[Asked], body: bytes) -> Asked:
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise RequestRefused(422, _first_error(error)) from error
 
 
 async def _read_request(request: Request, max_image_bytes: int) -> tuple[bytes, str]:
     """Encoded image and question of either form."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        body = await _read_body(request, 4 * max_image_bytes // 3 + _OVERHEAD_BYTES)
-        try:
-            asked = SifRequest.model_validate_json(body)
-        except ValidationError as error:
-            raise RequestRefused(422, _first_error(error)) from error
+        asked = _validated(SifRequest, await _read_body(request, 4 * max_image_bytes // 3 + _OVERHEAD_BYTES))
         return decode_base64(asked.image), asked.question
     if kind == "multipart/form-data":
         return await _read_form(request, await _read_body(request, max_image_bytes + _OVERHEAD_BYTES))

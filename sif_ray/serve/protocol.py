@@ -1,8 +1,12 @@
-"""What travels over HTTP: the request and the reply of `POST /v1/sif`."""
+"""What travels over HTTP: requests and replies of `POST /v1/sif`, and what is read of OpenAI's chat requests.
+
+Chat replies are the openai package's own types.
+"""
 
 from __future__ import annotations
 
 import base64
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -49,7 +53,70 @@ class SifResponse(BaseModel):
     seconds: Seconds
 
 
-class Refusal(BaseModel):
-    """The body of every 4xx reply."""
+class Problem(BaseModel):
+    message: str = Field(description="what is wrong, with the field and the way out")
+    type: str = "invalid_request_error"
 
-    detail: str
+
+class Refusal(BaseModel):
+    """The body of every 4xx reply, in the form that OpenAI clients read."""
+
+    error: Problem
+
+
+class _Strict(BaseModel):
+    """What is not supported is refused by name: ignored, it would change the answer unseen."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class TextPart(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(_Strict):
+    url: str = Field(description="a data URL; addresses are not fetched")
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(_Strict):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class ChatMessage(_Strict):
+    role: Literal["system", "user", "assistant"]
+    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    name: str | None = None
+
+
+class StreamOptions(_Strict):
+    include_usage: bool = False
+
+
+class TextFormat(_Strict):
+    type: Literal["text"]
+
+
+class ChatRequest(_Strict):
+    """OpenAI's request, as far as it is supported; `metadata`, `store` and `user` are accepted and not used."""
+
+    model: str
+    messages: list[ChatMessage] = Field(min_length=1, max_length=64)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    max_tokens: int | None = Field(None, ge=1, description="at most what the server allows, which also bounds it")
+    max_completion_tokens: int | None = Field(None, ge=1, description="the newer name of max_tokens")
+    seed: int | None = None
+    n: Literal[1] | None = None
+    stop: None = None
+    logprobs: Literal[False] | None = None
+    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    response_format: TextFormat | None = None
+    metadata: Any = None
+    store: Any = None
+    user: Any = None

@@ -1,6 +1,6 @@
 """One request from image and question to a checked trace: depth, generation, reading of the output.
 
-No Ray and no HTTP here: depth and policy are two functions.
+No Ray and no HTTP here: depth and policy are functions.
 """
 
 from __future__ import annotations
@@ -8,14 +8,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from sif_ray.config import ServeConfig
+from sif_ray.config import SamplingConfig, ServeConfig
+from sif_ray.datagen.pictures import Photo
 from sif_ray.depth.encoding import depth_png
 from sif_ray.method.boxes import is_box
 from sif_ray.method.trace import AreaBox, TraceError, find_answer, find_areas, parse
@@ -24,11 +26,28 @@ from sif_ray.serve.protocol import FocusBox, FocusStep, Seconds, SifResponse
 
 
 @dataclass(frozen=True)
+class Ask:
+    """What the policy is asked: a question in the prompt of its training, or a chat as it stands.
+
+    Example: `Ask((rgb_png, depth_png), SamplingConfig(temperature=0.0), question="Which is closer, ...?")`.
+    """
+
+    images: tuple[bytes, ...]  # encoded, in order of their places in the prompt
+    sampling: SamplingConfig
+    question: str = ""
+    messages: tuple[dict[str, Any], ...] = ()  # instead of `question`; see `sif_ray.policy.processor.Message`
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
 class Generation:
-    """What the policy wrote. Example: `Generation(text="<think>...", policy_version=12)`."""
+    """What the policy wrote: all of it, or as a stream what it has added."""
 
     text: str
     policy_version: int
+    num_prompt_tokens: int = 0
+    num_tokens: int = 0
+    finish_reason: str | None = "stop"  # "stop" or "length"; None = more follows
 
 
 @dataclass(frozen=True)
@@ -41,41 +60,73 @@ class Refused:
 EstimateDepth = Callable[[Image.Image], Awaitable[npt.NDArray[np.float32]]]
 """RGB photograph to depth_rel, (height, width), 0 = near."""
 
-Generate = Callable[[str, tuple[bytes, ...]], Awaitable[Generation | Refused]]
-"""Question and encoded images, (rgb, depth) or (rgb,), to the policy's output. A refusal is a value, because an error
-would come back wrapped in a remote one."""
+
+class Policy(Protocol):
+    """Writes outputs. A refusal is a value, because an error would come back wrapped in a remote one."""
+
+    def generate(self, ask: Ask) -> Awaitable[Generation | Refused]: ...
+
+    def stream(self, ask: Ask) -> AsyncIterator[Generation | Refused]: ...
 
 
 class SifService:
     """Answers questions about images within the limits of its configuration.
 
-    Example: `await SifService(config, estimate_depth, generate).answer(png, "Which is closer, ...?")`.
+    Example: `await SifService(config, estimate_depth, policy).answer(png, "Which is closer, ...?")`.
     """
 
-    def __init__(self, config: ServeConfig, estimate_depth: EstimateDepth, generate: Generate) -> None:
+    def __init__(self, config: ServeConfig, estimate_depth: EstimateDepth, policy: Policy) -> None:
         self.config = config
+        self.policy = policy
         self._estimate_depth = estimate_depth
-        self._generate = generate
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """What the server's owner has set."""
+        return SamplingConfig(temperature=self.config.temperature, max_tokens=self.config.max_tokens)
 
     async def answer(self, encoded: bytes, question: str) -> SifResponse:
         """The policy's answer with its trace. Raises `RequestRefused` for an image or a question it cannot take."""
+        started_s = time.monotonic()
+        ask, encoded_depth = await self.prepare(encoded, question, self.sampling)
+        depth_done_s = time.monotonic()
+        generation = accepted(await self.policy.generate(ask))
+        seconds = Seconds(depth=depth_done_s - started_s, generate=time.monotonic() - depth_done_s)
+        return read_output(generation, encoded_depth, seconds, self.config.profile)
+
+    async def prepare(
+        self, encoded: bytes, question: str, sampling: SamplingConfig, seed: int | None = None
+    ) -> tuple[Ask, bytes]:
+        """A question about a photograph as the policy was trained to see it, and the depth image it is shown.
+
+        Raises `RequestRefused`.
+        """
         question = question.strip()
         if not question:
             raise RequestRefused(422, "question is blank")
-        if len(question) > self.config.max_question_chars:
-            limit = self.config.max_question_chars
-            raise RequestRefused(413, f"question has {len(question)} characters; at most {limit} are accepted")
-        photo = await asyncio.to_thread(read_photo, encoded, self.config.max_image_bytes, self.config.max_image_pixels)
-        started_s = time.monotonic()
+        self.check_length("question", question)
+        photo = await self.read_photo(encoded)
         depth_rel = await self._estimate_depth(photo.rgb)
         encoded_depth = await asyncio.to_thread(depth_png, depth_rel)
-        depth_done_s = time.monotonic()
         images = (photo.encoded, encoded_depth) if self.config.prompt.depth_image else (photo.encoded,)
-        generation = await self._generate(question, images)
-        if isinstance(generation, Refused):
-            raise RequestRefused(422, generation.message)
-        seconds = Seconds(depth=depth_done_s - started_s, generate=time.monotonic() - depth_done_s)
-        return read_output(generation, encoded_depth, seconds, self.config.profile)
+        return Ask(images, sampling, question=question, seed=seed), encoded_depth
+
+    def check_length(self, name: str, text: str) -> None:
+        """Raise `RequestRefused` for a text that is longer than the server accepts."""
+        if len(text) > self.config.max_question_chars:
+            limit = self.config.max_question_chars
+            raise RequestRefused(413, f"{name} has {len(text)} characters; at most {limit} are accepted")
+
+    async def read_photo(self, encoded: bytes) -> Photo:
+        """An image as it was sent, upright. Raises `RequestRefused`."""
+        return await asyncio.to_thread(read_photo, encoded, self.config.max_image_bytes, self.config.max_image_pixels)
+
+
+def accepted(generation: Generation | Refused) -> Generation:
+    """The generation, or `RequestRefused` where the policy refused."""
+    if isinstance(generation, Refused):
+        raise RequestRefused(422, generation.message)
+    return generation
 
 
 def read_output(generation: Generation, encoded_depth: bytes, seconds: Seconds, profile: str) -> SifResponse:

@@ -14,37 +14,13 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from serve_fakes import TRACE, Policy, encoded, slope
 
 from sif_ray.config import ServeConfig
 from sif_ray.method import depth_code
 from sif_ray.serve.api import build_api
 from sif_ray.serve.protocol import SifRequest
-from sif_ray.serve.service import Generation, Refused, SifService
-
-TRACE = (
-    '<think><area>[{"bbox_2d":[0.000,0.000,1.000,1.000],"depth":0.500}]</area>\n<text>Look at the whole image.</text>'
-    '<area>[{"bbox_2d":[0.100,0.200,0.300,0.400],"depth":0.250}]</area>\n<text>Here is the red ball.</text></think>\n'
-    "<answer>red ball</answer>"
-)
-
-
-class Policy:
-    """Stands where the engine is: remembers what it was shown and says what it is told to."""
-
-    def __init__(self) -> None:
-        self.text = TRACE
-        self.seen: list[tuple[str, tuple[bytes, ...]]] = []
-
-    async def generate(self, question: str, images: tuple[bytes, ...]) -> Generation | Refused:
-        if question == "too long":
-            return Refused("prompt of 9999 tokens leaves no room")
-        self.seen.append((question, images))
-        return Generation(self.text, policy_version=7)
-
-
-async def slope(photo: Image.Image) -> np.ndarray:
-    """Nearer to the left, in the size of the image."""
-    return np.tile(np.linspace(0, 1, photo.width), (photo.height, 1))
+from sif_ray.serve.service import SifService
 
 
 @pytest.fixture
@@ -55,13 +31,7 @@ def policy() -> Policy:
 @pytest.fixture
 def client(policy: Policy) -> TestClient:
     config = ServeConfig(max_image_bytes=100_000, max_image_pixels=64 * 64, max_question_chars=100)
-    return TestClient(build_api(SifService(config, slope, policy.generate)), raise_server_exceptions=True)
-
-
-def encoded(size=(40, 30), form="PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (200, 30, 30)).save(buffer, format=form, **options)
-    return buffer.getvalue()
+    return TestClient(build_api(SifService(config, slope, policy)), raise_server_exceptions=True)
 
 
 def ask(client: TestClient, image: bytes, question="What is red?"):
@@ -81,9 +51,9 @@ def test_json_request_is_answered_with_trace_and_depth(client, policy):
     }
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(body["depth_image"]))).convert("RGB"))
     assert np.abs(depth_code.decode(shown) - np.linspace(0, 1, 40)).max() <= 0.5 / 255 + 1e-9
-    [(question, images)] = policy.seen
-    assert question == "What is red?"
-    assert images == (image, base64.b64decode(body["depth_image"]))
+    [asked] = policy.seen
+    assert asked.question == "What is red?"
+    assert asked.images == (image, base64.b64decode(body["depth_image"]))
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
@@ -91,21 +61,21 @@ def test_multipart_upload_is_the_same_request(client, policy, form):
     image = encoded(form=form)
     reply = client.post("/v1/sif", files={"image": ("photo", image)}, data={"question": "What is red?"})
     assert reply.status_code == 200
-    assert policy.seen[0][1][0] == image
+    assert policy.seen[0].images[0] == image
 
 
 def test_data_url_is_accepted(client, policy):
     image = encoded()
     url = "data:image/png;base64," + base64.b64encode(image).decode()
     assert client.post("/v1/sif", json={"image": url, "question": "?"}).status_code == 200
-    assert policy.seen[0][1][0] == image
+    assert policy.seen[0].images[0] == image
 
 
 def test_turned_photograph_is_shown_upright(client, policy):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned
     assert ask(client, encoded((40, 30), "JPEG", exif=exif)).status_code == 200
-    rgb, depth = (Image.open(io.BytesIO(image)) for image in policy.seen[0][1])
+    rgb, depth = (Image.open(io.BytesIO(image)) for image in policy.seen[0].images)
     assert rgb.size == depth.size == (30, 40)
 
 
@@ -151,7 +121,7 @@ def test_refused_images(client, policy, image, status, word):
         client.post("/v1/sif", files={"image": ("photo", image)}, data={"question": "?"}),
     ):
         assert reply.status_code == status
-        assert any(part in reply.json()["detail"] for part in word.split("|"))
+        assert any(part in reply.json()["error"]["message"] for part in word.split("|"))
     assert not policy.seen
 
 
@@ -173,7 +143,7 @@ def test_refused_images(client, policy, image, status, word):
 )
 def test_refused_json(client, body, status, word):
     reply = client.post("/v1/sif", json=body)
-    assert (reply.status_code, word in reply.json()["detail"]) == (status, True), reply.text
+    assert (reply.status_code, word in reply.json()["error"]["message"]) == (status, True), reply.text
 
 
 @pytest.mark.parametrize(
@@ -195,13 +165,13 @@ def test_refused_json(client, body, status, word):
 def test_refused_bodies(client, content, kind, status):
     reply = client.post("/v1/sif", content=content, headers={"content-type": kind})
     assert reply.status_code == status, reply.text
-    assert reply.json()["detail"]
+    assert reply.json()["error"]["message"]
 
 
 def test_form_with_a_text_for_image_or_without_question_is_refused(client):
     assert client.post("/v1/sif", data={"image": "x", "question": "?"}, files={"other": b""}).status_code in (400, 422)
     reply = client.post("/v1/sif", files={"image": ("photo", encoded())})
-    assert (reply.status_code, "question" in reply.json()["detail"]) == (422, True)
+    assert (reply.status_code, "question" in reply.json()["error"]["message"]) == (422, True)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -219,7 +189,7 @@ def test_body_is_not_read_beyond_the_limit():
     """The stream is dropped as soon as it is too long: a client cannot fill the memory."""
     import asyncio
 
-    service = SifService(ServeConfig(max_image_bytes=1000), slope, Policy().generate)
+    service = SifService(ServeConfig(max_image_bytes=1000), slope, Policy())
     sent = 0
 
     async def receive():

@@ -8,14 +8,17 @@ import json
 import urllib.error
 
 import numpy as np
+import openai
 import psutil
 import pytest
+from openai.types.chat import ChatCompletionChunk
 from PIL import Image
 from processes import engine_processes
 
 from sif_ray.config import EngineConfig, ServeConfig
 from sif_ray.depth.estimator import DepthEstimator
 from sif_ray.method import depth_code
+from sif_ray.serve.answer_split import Part, split_answer
 from sif_ray.serve.client import ask
 from sif_ray.serve.stage import serving
 from sif_ray.toyworld.questions import draw_questions
@@ -44,6 +47,16 @@ def test_a_request_is_answered_over_http_and_nothing_is_left_running(ray_local: 
             ask(base_url, b"no image", question)
         with pytest.raises(urllib.error.HTTPError) as long:
             ask(base_url, photo, "ball " * 900)
+        client = openai.OpenAI(base_url=f"{base_url}/v1", api_key="none", max_retries=0)
+        url = "data:image/png;base64," + base64.b64encode(photo).decode()
+        image = {"type": "image_url", "image_url": {"url": url}}
+        asked = {"messages": [{"role": "user", "content": [image, {"type": "text", "text": question}]}]}
+        whole = client.chat.completions.create(model="sif", **asked)
+        streamed = list(client.chat.completions.create(model="sif", stream=True, **asked))
+        sampled = asked | {"model": "sif-plain", "temperature": 2.0, "seed": 3}
+        plain = client.chat.completions.create(**sampled)
+        plain_streamed = list(client.chat.completions.create(**sampled, stream=True))
+        short = client.chat.completions.create(**sampled, max_tokens=1)
         engine = engine_processes()
         assert engine, f"no engine among {psutil.Process().children(recursive=True)}"
 
@@ -56,9 +69,20 @@ def test_a_request_is_answered_over_http_and_nothing_is_left_running(ray_local: 
     [expected] = DepthEstimator("toy").estimate([Image.fromarray(rendering.rgb)])
     assert np.abs(depth_rel - expected).max() <= 0.51 / 255
 
+    message = whole.choices[0].message
+    assert split_answer(reply.text) == Part(getattr(message, "reasoning_content", ""), message.content)
+    assert _joined(streamed, "content") == message.content
+    assert _joined(streamed, "reasoning_content") == getattr(message, "reasoning_content", "")
+    assert _joined(plain_streamed, "content") == plain.choices[0].message.content
+    assert (short.choices[0].finish_reason, short.usage.completion_tokens) == ("length", 1)
+
     assert broken.value.code == 400
     assert long.value.code == 422
-    assert "max_model_len = 512" in json.loads(long.value.read())["detail"]
+    assert "max_model_len = 512" in json.loads(long.value.read())["error"]["message"]
 
     _, alive = psutil.wait_procs(engine, timeout=20)
     assert not alive
+
+
+def _joined(chunks: list[ChatCompletionChunk], name: str) -> str:
+    return "".join(getattr(choice.delta, name, None) or "" for chunk in chunks for choice in chunk.choices)

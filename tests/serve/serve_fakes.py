@@ -1,0 +1,56 @@
+"""Where the models are, for tests of what lies around them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import AsyncIterator
+
+import numpy as np
+from PIL import Image
+
+from sif_ray.serve.service import Ask, Generation, Refused
+
+TRACE = (
+    '<think><area>[{"bbox_2d":[0.000,0.000,1.000,1.000],"depth":0.500}]</area>\n<text>Look at the whole image.</text>'
+    '<area>[{"bbox_2d":[0.100,0.200,0.300,0.400],"depth":0.250}]</area>\n<text>Here is the red ball.</text></think>\n'
+    "<answer>red ball</answer>"
+)
+
+
+class Policy:
+    """Remembers what it was asked and says what it is told to, streamed in pieces of a few characters."""
+
+    def __init__(self) -> None:
+        self.text = TRACE
+        self.seen: list[Ask] = []
+        self.closed = 0
+
+    async def generate(self, ask: Ask) -> Generation | Refused:
+        if ask.question == "too long":
+            return Refused("prompt of 9999 tokens leaves no room")
+        self.seen.append(ask)
+        return Generation(self.text, 7, num_prompt_tokens=30, num_tokens=len(self.text))
+
+    async def stream(self, ask: Ask) -> AsyncIterator[Generation | Refused]:
+        whole = await self.generate(ask)
+        if isinstance(whole, Refused):
+            yield whole
+            return
+        pieces = [self.text[i : i + 5] for i in range(0, len(self.text), 5)] or [""]
+        try:
+            for index, piece in enumerate(pieces, 1):
+                last = index == len(pieces)
+                yield Generation(piece, 7, 30, len(piece), finish_reason="stop" if last else None)
+        finally:
+            self.closed += 1
+
+
+async def slope(photo: Image.Image) -> np.ndarray:
+    """Nearer to the left, in the size of the image."""
+    return np.tile(np.linspace(0, 1, photo.width), (photo.height, 1))
+
+
+def encoded(size=(40, 30), form="PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (200, 30, 30)).save(buffer, format=form, **options)
+    return buffer.getvalue()
