@@ -321,6 +321,7 @@ class BenchmarkConfig:
     images: str = ""  # folder or URL below which the images lie; "" = the annotations hold them
     answers: str = ""  # labels of a benchmark whose questions come without them
     max_items: int = 0  # drawn at random by `seed`; 0 = all
+    shuffle: bool = False  # options in an order drawn by `seed` for every question (SAT)
 
 
 @dataclass
@@ -368,6 +369,11 @@ class ServeConfig:
     max_image_bytes: int = 20_000_000
     max_image_pixels: int = 40_000_000
     max_question_chars: int = 8000  # of a question, or of all texts of a chat
+    api_keys_file: str = ""  # bearer keys, lines of `holder: key`; without any everybody may ask
+    api_keys_env: str = ""  # environment variable with such lines
+    rate_limit: str = ""  # of every holder, e.g. "60/minute"; "" = none
+    max_requests: int = 512  # inside at once, waiting ones included; the next gets 503
+    timeout_s: float = 300.0  # of a request; then it is answered 504 and the engine stops writing
     max_pixels: int = 0
     temperature: float = 0.0
     max_tokens: int = 2048

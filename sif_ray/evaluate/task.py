@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import random
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -120,6 +121,9 @@ class BenchmarkTask:
         """Raises `ConfigError` for files that are not there or wrong."""
         self.name = name
         self._config, self._settings = config, settings
+        if config.shuffle and not self.benchmark.shuffled:
+            possible = ", ".join(name for name, known in BENCHMARKS.items() if known.shuffled)
+            raise ConfigError(f"benchmarks.{name}.shuffle: the order of options is given; only in {possible} it is not")
         if not self.items:
             raise ConfigError(
                 f"benchmarks.{name}.max_items = {config.max_items}: every image has more questions than this; raise it"
@@ -192,14 +196,14 @@ class BenchmarkTask:
         return {
             "benchmark": self.benchmark.name,
             "annotations": content_hash(Path(self._config.annotations), ANNOTATIONS),
-        }
+        } | ({"shuffled": self._settings.seed} if self._config.shuffle else {})
 
     def _read(self, *, pictures: bool = False) -> Iterator[Item]:
         answers = Path(self._config.answers) if self._config.answers else None
         return self.benchmark.items(Path(self._config.annotations), answers, pictures=pictures)
 
     def _question(self, item: Item) -> Question:
-        asked = Question(self.name, "", 0, item.item_id, item.question, plain=item.plain)
+        asked = Question(self.name, "", 0, item.item_id, self._text(item), plain=item.plain)
         if item.num_images > 1:
             return replace(asked, refusal="several_images")
         encoded = self._encoded(item)
@@ -209,6 +213,11 @@ class BenchmarkTask:
             return replace(asked, photo=pictures.read(encoded).encoded)
         except PhotoError as error:
             return replace(asked, refusal=error.reason)
+
+    def _text(self, item: Item) -> str:
+        if not (self._config.shuffle and self.benchmark.shuffled):
+            return item.question
+        return self.benchmark.shuffled(item, random.Random(f"{self._settings.seed}/{item.item_id}"))
 
     def _encoded(self, item: Item) -> bytes:
         """The item's photograph, in its annotation or in the folder; b"" where it is in neither."""

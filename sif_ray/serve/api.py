@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from openai import BaseModel as OpenAiModel
 from openai.types.chat import ChatCompletionChunk
@@ -15,6 +17,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from sif_ray.config import ServeConfig
+from sif_ray.serve.access import Keys, Places, Rate
 from sif_ray.serve.chat import MAX_CHAT_IMAGES, ChatService
 from sif_ray.serve.images import RequestRefused, decode_base64
 from sif_ray.serve.protocol import ChatRequest, Problem, Refusal, SifRequest, SifResponse
@@ -38,41 +41,64 @@ _BODY: dict[str, Any] = {
 _CHAT_SCHEMA = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
 _CHAT_PARTS = _CHAT_SCHEMA.pop("$defs")
 _CHAT_BODY: dict[str, Any] = {"required": True, "content": {"application/json": {"schema": _CHAT_SCHEMA}}}
-_REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": Refusal} for status in (400, 413, 415, 422)}
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Refusal} for status in (400, 401, 413, 415, 422, 429, 503, 504)
+}
 _CHAT_REPLIES: dict[int | str, dict[str, Any]] = {
     200: {"description": "OpenAI's chat completion, or its chunks as server-sent events with `stream`"},
-    **{status: {"model": Refusal} for status in (400, 404, 413, 422)},
+    **{status: {"model": Refusal} for status in (400, 401, 404, 413, 422, 429, 503, 504)},
 }
+
+_TYPES = {401: "authentication_error", 429: "rate_limit_error", 503: "server_error", 504: "server_error"}
 
 Asked = TypeVar("Asked", SifRequest, ChatRequest)
 
 
-def build_api(service: SifService) -> FastAPI:
+def build_api(service: SifService, keys: Keys) -> FastAPI:
     """`POST /v1/sif` (JSON or multipart), `POST /v1/chat/completions`, `GET /v1/models` and `GET /healthz`."""
     api = FastAPI(title="sif_ray", description="An image and a question in, a checked SIF trace out.")
-    chats = ChatService(service)
+    config, chats = service.config, ChatService(service)
+    rate, places = Rate(config.rate_limit), Places(config.max_requests)
 
     @api.exception_handler(RequestRefused)
     async def refuse(request: Request, error: RequestRefused) -> JSONResponse:
-        return _problem(error.status, str(error))
+        return _problem(error.status, str(error), error.headers)
 
     @api.exception_handler(HTTPException)
     async def refuse_otherwise(request: Request, error: HTTPException) -> JSONResponse:
         return _problem(error.status_code, f"{request.method} {request.url.path}: {error.detail}", error.headers)
 
-    @api.post("/v1/sif", responses=_REFUSALS, openapi_extra={"requestBody": _BODY})
+    async def known(request: Request) -> str:
+        return keys.holder(request.headers.get("authorization", ""))
+
+    async def admitted(holder: str = Depends(known)) -> AsyncIterator[None]:
+        """Held until the reply has been sent, streamed ones too."""
+        rate.take(holder)
+        with places.place():
+            yield
+
+    @api.post("/v1/sif", responses=_REFUSALS, openapi_extra={"requestBody": _BODY}, dependencies=[Depends(admitted)])
     async def sif(request: Request) -> SifResponse:
-        image, question = await _read_request(request, service.config.max_image_bytes)
-        return await service.answer(image, question)
+        async with _deadline(config.timeout_s):
+            image, question = await _read_request(request, config.max_image_bytes)
+            return await service.answer(image, question)
 
-    @api.post("/v1/chat/completions", responses=_CHAT_REPLIES, openapi_extra={"requestBody": _CHAT_BODY})
+    @api.post(
+        "/v1/chat/completions",
+        responses=_CHAT_REPLIES,
+        openapi_extra={"requestBody": _CHAT_BODY},
+        dependencies=[Depends(admitted)],
+    )
     async def chat(request: Request) -> Response:
-        asked = _validated(ChatRequest, await _read_body(request, _max_chat_bytes(service.config)))
-        if asked.stream:
-            return StreamingResponse(_events(await chats.stream(asked)), media_type="text/event-stream")
-        return _json(await chats.complete(asked))
+        ends_s = time.monotonic() + config.timeout_s
+        async with _deadline(config.timeout_s):
+            asked = _validated(ChatRequest, await _read_body(request, _max_chat_bytes(config)))
+            if not asked.stream:
+                return _json(await chats.complete(asked))
+            chunks = await chats.stream(asked)
+        return StreamingResponse(_events(chunks, ends_s), media_type="text/event-stream")
 
-    @api.get("/v1/models")
+    @api.get("/v1/models", dependencies=[Depends(known)])
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [model.to_dict() for model in chats.models()]}
 
@@ -90,19 +116,35 @@ def build_api(service: SifService) -> FastAPI:
 
 
 def _problem(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(Refusal(error=Problem(message=message)).model_dump(), status, headers)
+    problem = Problem(message=message, type=_TYPES.get(status, "invalid_request_error"))
+    return JSONResponse(Refusal(error=problem).model_dump(), status, headers)
 
 
 def _json(reply: OpenAiModel) -> Response:
     return Response(reply.to_json(indent=None), media_type="application/json")
 
 
-async def _events(chunks: AsyncGenerator[ChatCompletionChunk]) -> AsyncIterator[str]:
-    """Server-sent events as OpenAI clients read them."""
+@asynccontextmanager
+async def _deadline(seconds: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise RequestRefused(504, f"not answered within {seconds:g} s (timeout_s)") from error
+
+
+async def _events(chunks: AsyncGenerator[ChatCompletionChunk], ends_s: float) -> AsyncIterator[str]:
+    """Server-sent events as OpenAI clients read them. What goes wrong on the way is the last of them."""
     async with aclosing(chunks):
-        async for chunk in chunks:
-            yield f"data: {chunk.to_json(indent=None)}\n\n"
-    yield "data: [DONE]\n\n"
+        try:
+            while True:
+                async with _deadline(max(0.0, ends_s - time.monotonic())):
+                    chunk = await anext(chunks)
+                yield f"data: {chunk.to_json(indent=None)}\n\n"
+        except StopAsyncIteration:
+            yield "data: [DONE]\n\n"
+        except RequestRefused as error:
+            yield f"data: {Refusal(error=Problem(message=str(error))).model_dump_json()}\n\n"
 
 
 def _max_chat_bytes(config: ServeConfig) -> int:

@@ -5,8 +5,7 @@
                         └──question, photo, depth image──► Policy (vLLM, continuous batching)
                         ◄──text, policy version────────────┘
 
-Each deployment is a thin shell in a file of its own, so that the gateway's process loads neither torch nor vLLM. When
-the queue of the policy is full, Serve answers 503.
+Each deployment is a thin shell in a file of its own, so that the gateway's process loads neither torch nor vLLM.
 """
 
 from __future__ import annotations
@@ -17,6 +16,9 @@ from sif_ray.config import ServeConfig
 from sif_ray.serve.depth import DEPTH_BATCH, Depth
 from sif_ray.serve.gateway import Gateway
 from sif_ray.serve.policy import Policy
+
+BESIDE = 64
+"""Requests of a gateway beside `max_requests`: refusals that say when to ask again, questions after its health."""
 
 
 def build_app(config: ServeConfig) -> serve.Application:
@@ -31,4 +33,5 @@ def build_app(config: ServeConfig) -> serve.Application:
         max_queued_requests=4 * engine.max_num_seqs,
         ray_actor_options={"num_cpus": engine.num_cpus, "num_gpus": engine.num_gpus},
     ).bind(config)
-    return Gateway.bind(config, depth, policy)
+    gateway = Gateway.options(max_ongoing_requests=config.max_requests + BESIDE)
+    return gateway.bind(config, depth, policy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Mapping
 
 from sif_ray.datagen import pictures
 from sif_ray.datagen.pictures import Limits, Photo, PhotoError
@@ -19,9 +20,10 @@ _STATUS = {"image_unreadable": 400, "image_too_large": 413, "image_too_thin": 42
 class RequestRefused(ValueError):
     """The request is wrong: `status` is the HTTP status, the message names the field, the value and the way out."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.headers = headers
 
 
 def decode_base64(text: str) -> bytes:

@@ -15,11 +15,13 @@ from sif_ray.config import ServeConfig
 from sif_ray.depth.checkpoint import tell_licence
 from sif_ray.policy.check import check_policy
 from sif_ray.runtime import ray_session
+from sif_ray.serve.access import Keys
 from sif_ray.serve.app import build_app
 
 log = logging.getLogger(__name__)
 
 APPLICATION = "sif"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def run(config: ServeConfig) -> None:
@@ -34,6 +36,8 @@ def serving(config: ServeConfig) -> Iterator[str]:
     """The application for the body, as its base URL, e.g. "http://127.0.0.1:8000"; ready when it is entered."""
     check_policy(config.policy, engine_on_cpu=not config.engine.num_gpus)
     tell_licence(config.depth_model)
+    if not Keys.read(config) and config.host not in LOOPBACK:
+        log.warning("host = %s, and no api_keys_file or api_keys_env: whoever reaches it may ask", config.host)
     port = config.port or _free_port(config.host)
     config = dataclasses.replace(config, port=port)
     with ray_session(config.ray):

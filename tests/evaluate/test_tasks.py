@@ -47,6 +47,22 @@ def test_what_cannot_be_asked_says_why(tmp_path):
     assert (broken.refusal, missing.refusal) == ("image_unreadable", "image_missing")
 
 
+def test_options_are_asked_in_an_order_of_their_own_where_that_is_wanted(tmp_path):
+    options = ("left", "right", "above", "below")
+    path = build.sat(tmp_path / "s.parquet", [(options, "left", 1)] * 20)
+    plain, shuffled = task_of("sat", path), task_of("sat", path, shuffle=True)
+    texts = [plain._question(item).text for item in plain.items]
+    others = [shuffled._question(item).text for item in shuffled.items]
+    assert others == [shuffled._question(item).text for item in pickle.loads(pickle.dumps(shuffled)).items]
+    assert len(set(texts)) == 1 and len(set(others)) > 8
+    assert all(sorted(text.splitlines()) == sorted(texts[0].splitlines()) for text in others)
+    assert all(text.splitlines()[-1] == texts[0].splitlines()[-1] for text in others)
+    assert plain.items == shuffled.items, "scoring knows the file's order"
+    assert plain.origin() != shuffled.origin()
+    with pytest.raises(ConfigError, match=r"benchmarks\.vstar\.shuffle: .* only in sat"):
+        task_of("vstar", build.vstar(tmp_path / "v.jsonl", [("relative_position", "A")]), shuffle=True)
+
+
 def test_photographs_inside_the_annotations_need_no_folder(tmp_path):
     annotations, _ = write("cvbench", tmp_path, 4)
     task = task_of("cvbench", annotations)

@@ -18,6 +18,7 @@ from serve_fakes import TRACE, Policy, encoded, slope
 
 from sif_ray.config import ServeConfig
 from sif_ray.method import depth_code
+from sif_ray.serve.access import Keys
 from sif_ray.serve.api import build_api
 from sif_ray.serve.protocol import SifRequest
 from sif_ray.serve.service import SifService
@@ -31,7 +32,7 @@ def policy() -> Policy:
 @pytest.fixture
 def client(policy: Policy) -> TestClient:
     config = ServeConfig(max_image_bytes=100_000, max_image_pixels=64 * 64, max_question_chars=100)
-    return TestClient(build_api(SifService(config, slope, policy)), raise_server_exceptions=True)
+    return TestClient(build_api(SifService(config, slope, policy), Keys({})), raise_server_exceptions=True)
 
 
 def ask(client: TestClient, image: bytes, question="What is red?"):
@@ -207,7 +208,7 @@ def test_body_is_not_read_beyond_the_limit():
         "query_string": b"", "headers": [(b"content-type", b"application/json")], "server": ("test", 80),
         "client": ("test", 1), "http_version": "1.1", "asgi": {"version": "3.0"},
     }  # fmt: skip
-    asyncio.run(build_api(service)(scope, receive, send))
+    asyncio.run(build_api(service, Keys({}))(scope, receive, send))
     assert replies[0]["status"] == 413
     assert sent <= 200_000
 

@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from serve_fakes import TRACE, Policy, encoded, slope
 
 from sif_ray.config import ServeConfig
+from sif_ray.serve.access import Keys
 from sif_ray.serve.api import build_api
 from sif_ray.serve.service import SifService
 
@@ -26,7 +27,7 @@ def policy() -> Policy:
 
 @pytest.fixture
 def http(policy: Policy) -> TestClient:
-    return TestClient(build_api(SifService(CONFIG, slope, policy)))
+    return TestClient(build_api(SifService(CONFIG, slope, policy), Keys({})))
 
 
 @pytest.fixture

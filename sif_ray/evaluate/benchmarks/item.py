@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -74,6 +75,8 @@ class Benchmark:
     readable: Callable[[Reply], bool]  # whether the strict reading finds an answer in the text
     files: tuple[str, ...] = ()  # names of its annotation files below a folder; () = it has a single file
     labels: str = ""  # where the labels are if not in the annotations; "" = always in them
+    shuffled: Callable[[Item, random.Random], str] | None = None
+    """The question with its options in another order; None where the order is part of the benchmark."""
     judged: bool = False  # whether a judge says how good an answer is
 
     def items(self, annotations: Path, answers: Path | None = None, *, pictures: bool = False) -> Iterator[Item]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -12,6 +13,7 @@ from sif_ray.evaluate.benchmarks.item import Benchmark, Item, Reply
 from sif_ray.evaluate.measure import Measure, Point, pooled
 from sif_ray.method.trace import find_answer
 
+_CHOICES = "\nChoices:\n"
 _ANSWER_BLOCK = re.compile(r"<answer>.*?</answer>", re.DOTALL)
 
 
@@ -21,18 +23,25 @@ def _read(path: Path, answers: Path | None) -> Iterator[Item]:
         images = row.value("image_bytes")
         if not isinstance(images, list) or not images:
             raise row.error("image_bytes", "is not a list of at least one image")
-        listed = "\n".join(f"- {choice}" for choice in choices)
-        question = row.text("question").strip()
         yield Item(
             item_id=row.own_id,
             category=str(row.fields.get("question_type") or "all"),
             image="",
-            question=f"{question}\nChoices:\n{listed}\nAnswer strictly with only one of the above options.",
+            question=_asked(row.text("question").strip(), choices),
             answer=row.text("correct_answer").strip().lower(),
             choices=choices,
             num_images=len(images),
             picture=partial(row.picture, "image_bytes"),
         )
+
+
+def _asked(question: str, choices: Sequence[str]) -> str:
+    listed = "\n".join(f"- {choice}" for choice in choices)
+    return f"{question}{_CHOICES}{listed}\nAnswer strictly with only one of the above options."
+
+
+def _shuffled(item: Item, rng: random.Random) -> str:
+    return _asked(item.question.rpartition(_CHOICES)[0], rng.sample(item.choices, len(item.choices)))
 
 
 def _measure(replies: Sequence[Reply]) -> list[Measure]:
@@ -71,4 +80,5 @@ SAT = Benchmark(
     read=_read,
     measure=_measure,
     readable=lambda reply: find_answer(reply.text.lower()) is not None,
+    shuffled=_shuffled,
 )
