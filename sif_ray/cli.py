@@ -98,7 +98,11 @@ TOOLS = {
         "compare the saved outputs of two policies",
         ("--benchmark sat --annotations val.parquet --predictions b.jsonl --baseline a.jsonl --json difference.json",),
     ),
-    "bench": Tool("sif_ray.bench", "measure a part of the system on this machine", ("datagen --json datagen.json",)),
+    "bench": Tool(
+        "sif_ray.bench",
+        "measure a part of the system on this machine",
+        ("datagen --json datagen.json", "serve --json serve.json"),
+    ),
 }
 """A name of two words is a member of a family."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
@@ -79,7 +78,7 @@ def build_api(service: SifService, keys: Keys) -> FastAPI:
 
     @api.post("/v1/sif", responses=_REFUSALS, openapi_extra={"requestBody": _BODY}, dependencies=[Depends(admitted)])
     async def sif(request: Request) -> SifResponse:
-        async with _deadline(config.timeout_s):
+        async with _Deadline(config.timeout_s).kept():
             image, question = await _read_request(request, config.max_image_bytes)
             return await service.answer(image, question)
 
@@ -90,13 +89,13 @@ def build_api(service: SifService, keys: Keys) -> FastAPI:
         dependencies=[Depends(admitted)],
     )
     async def chat(request: Request) -> Response:
-        ends_s = time.monotonic() + config.timeout_s
-        async with _deadline(config.timeout_s):
+        deadline = _Deadline(config.timeout_s)
+        async with deadline.kept():
             asked = _validated(ChatRequest, await _read_body(request, _max_chat_bytes(config)))
             if not asked.stream:
                 return _json(await chats.complete(asked))
             chunks = await chats.stream(asked)
-        return StreamingResponse(_events(chunks, ends_s), media_type="text/event-stream")
+        return StreamingResponse(_events(chunks, deadline), media_type="text/event-stream")
 
     @api.get("/v1/models", dependencies=[Depends(known)])
     async def models() -> dict[str, Any]:
@@ -124,21 +123,29 @@ def _json(reply: OpenAiModel) -> Response:
     return Response(reply.to_json(indent=None), media_type="application/json")
 
 
-@asynccontextmanager
-async def _deadline(seconds: float) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError as error:
-        raise RequestRefused(504, f"not answered within {seconds:g} s (timeout_s)") from error
+class _Deadline:
+    """The time that a request has, from now on."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._ends_s = asyncio.get_running_loop().time() + timeout_s
+
+    @asynccontextmanager
+    async def kept(self) -> AsyncIterator[None]:
+        """Raises `RequestRefused` (504) when the body is not done by then."""
+        try:
+            async with asyncio.timeout_at(self._ends_s):
+                yield
+        except TimeoutError as error:
+            raise RequestRefused(504, f"not answered within {self._timeout_s:g} s (timeout_s)") from error
 
 
-async def _events(chunks: AsyncGenerator[ChatCompletionChunk], ends_s: float) -> AsyncIterator[str]:
+async def _events(chunks: AsyncGenerator[ChatCompletionChunk], deadline: _Deadline) -> AsyncIterator[str]:
     """Server-sent events as OpenAI clients read them. What goes wrong on the way is the last of them."""
     async with aclosing(chunks):
         try:
             while True:
-                async with _deadline(max(0.0, ends_s - time.monotonic())):
+                async with deadline.kept():
                     chunk = await anext(chunks)
                 yield f"data: {chunk.to_json(indent=None)}\n\n"
         except StopAsyncIteration:
