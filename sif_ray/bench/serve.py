@@ -1,16 +1,16 @@
 """The suite `serve`: what HTTP, Ray Serve and the gateway cost over calling the engine.
 
-Two engines of one policy: one behind `sif-ray serve`, one in this process. Both get the same requests, chats with one
-photograph each, in turns. Latency is one request at a time, and the overhead is the median of the differences request
-by request. Throughput keeps more requests under way than the engine takes. No depth is estimated: that is work, not
-overhead. Load, gateway and engine share this machine's cores; where they do not, the overhead is what remains.
+The same chats with one photograph each, and outputs of one length, are put to `sif-ray serve` and to an engine in this
+process, in turns; each turn starts an engine of its own, so that nothing is known from before and only one is there.
+Latency is one request at a time. Throughput keeps more requests under way than the engine takes. No depth is estimated:
+that is work, not overhead. Load, gateway and engine share this machine's cores: with few of them, what the gateway
+computes is taken from the engine.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import itertools
 import logging
 import shutil
 import statistics
@@ -18,14 +18,14 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
 import torch
 from safetensors.torch import load_file, save_file
 
-from sif_ray.bench.findings import Findings, Goal, spread
+from sif_ray.bench.findings import Findings, Goal, interleaved, spread
 from sif_ray.config import EngineConfig, SamplingConfig, ServeConfig
 from sif_ray.policy.model import resolve_model
 from sif_ray.rollout.engine import RolloutEngine, RolloutRequest
@@ -38,9 +38,10 @@ log = logging.getLogger(__name__)
 OVERHEAD_MS = 15.0
 SHARE_OF_ENGINE = 0.9
 
+WARM_UP = 3  # requests that do not count
 QUESTION = "What is in this picture?"
-Answer = Callable[[bytes, int], Awaitable[int]]
-"""Photograph and seed to the number of tokens that were written."""
+Answer = Callable[[bytes], Awaitable[int]]
+"""Photograph to the number of tokens that were written."""
 
 
 @dataclass(frozen=True)
@@ -59,63 +60,76 @@ def measure(repetitions: int, load: Load = Load()) -> Findings:
     with tempfile.TemporaryDirectory(prefix="sif_ray-bench-") as name:
         policy = write_babbling_policy(Path(name) / "policy")
         engine = EngineConfig(max_model_len=512, max_num_seqs=load.max_num_seqs, kv_cache_gib=0.5)
-        config = ServeConfig(policy=policy, port=0, temperature=1.0, max_tokens=load.max_tokens, engine=engine)
-        with serving(config) as base_url:
-            return asyncio.run(_measure(base_url, config, load, repetitions))
+        config = ServeConfig(policy=policy, port=0, temperature=0.0, max_tokens=load.max_tokens, engine=engine)
+        ways = {"gateway": partial(_gateway_turn, config, load), "engine": partial(_engine_turn, config, load)}
+        found = interleaved(ways, repetitions)
+    latencies_ms = {name: [1000 * second for turn in turns for second in turn.seconds] for name, turns in found.items()}
+    rates = {name: [turn.tokens_per_s for turn in turns] for name, turns in found.items()}
+    overhead_ms = statistics.median(latencies_ms["gateway"]) - statistics.median(latencies_ms["engine"])
+    share = statistics.median(rates["gateway"]) / statistics.median(rates["engine"])
+    goals = [
+        Goal("overhead of the gateway, ms in the median", overhead_ms, OVERHEAD_MS, at_least=False),
+        Goal("throughput through the gateway, of the engine's own", share, SHARE_OF_ENGINE, at_least=True),
+    ]
+    figures = {
+        "load": asdict(load),
+        "latency_ms": {name: spread(values) for name, values in latencies_ms.items()},
+        "tokens_per_s": {name: spread(values) for name, values in rates.items()},
+    }
+    return Findings(goals, figures)
+
+
+@dataclass(frozen=True)
+class _Turn:
+    seconds: list[float]  # of every request, one by one
+    tokens_per_s: float  # at once
+
+
+def _gateway_turn(config: ServeConfig, load: Load) -> _Turn:
+    async def turn(base_url: str) -> _Turn:
+        limits = httpx.Limits(max_connections=load.in_flight)
+        async with httpx.AsyncClient(base_url=base_url, limits=limits, timeout=config.timeout_s) as client:
+            return await _turn("gateway", _through_gateway(client, config), load)
+
+    with serving(config) as base_url:
+        return asyncio.run(turn(base_url))
+
+
+def _engine_turn(config: ServeConfig, load: Load) -> _Turn:
+    async def turn() -> _Turn:
+        engine = RolloutEngine(config.policy, config.engine, config.prompt)
+        await engine.start()
+        try:
+            return await _turn("engine", _by_engine(engine, config), load)
+        finally:
+            await engine.shutdown()
+
+    return asyncio.run(turn())
+
+
+async def _turn(name: str, answer: Answer, load: Load) -> _Turn:
+    photos = [png(render(make_scene(seed)).rgb) for seed in range(WARM_UP + load.one_by_one + load.at_once)]
+    first, others = photos[: WARM_UP + load.one_by_one], photos[WARM_UP + load.one_by_one :]
+    seconds = (await _one_by_one(answer, first))[WARM_UP:]
+    rate = await _at_once(answer, others, load.in_flight)
+    log.info("bench serve: %s, %.1f ms, %.0f tokens/s", name, 1000 * statistics.median(seconds), rate)
+    return _Turn(seconds, rate)
 
 
 def write_babbling_policy(folder: Path) -> str:
-    """The toy policy with every token as likely as any other: how much it writes does not depend on what it sees."""
+    """The toy policy with every token as likely as any other; greedy, it writes its first token without an end."""
     shutil.copytree(resolve_model("toy"), folder)
     weights = load_file(folder / "model.safetensors")
     save_file(weights | {"lm_head.weight": torch.zeros_like(weights["lm_head.weight"])}, folder / "model.safetensors")
     return str(folder)
 
 
-async def _measure(base_url: str, config: ServeConfig, load: Load, repetitions: int) -> Findings:
-    engine = RolloutEngine(config.policy, config.engine, config.prompt)
-    await engine.start()
-    limits = httpx.Limits(max_connections=load.in_flight)
-    async with httpx.AsyncClient(base_url=base_url, limits=limits, timeout=config.timeout_s) as client:
-        ways = {"gateway": _through_gateway(client, config), "engine": _by_engine(engine, config)}
-        for answer in ways.values():
-            await _one_by_one(answer, _photos(2))
-        slower_ms: list[float] = []
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        rates: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(repetitions):
-            photos = _photos(load.one_by_one)
-            found = {name: await _one_by_one(answer, photos) for name, answer in ways.items()}
-            slower_ms += [1000 * (a - b) for a, b in zip(found["gateway"], found["engine"], strict=True)]
-            photos = _photos(load.at_once)
-            for name, answer in ways.items():
-                seconds[name] += found[name]
-                rates[name].append(await _at_once(answer, photos, load.in_flight))
-                log.info("bench serve: %s, %.1f tokens/s", name, rates[name][-1])
-    await engine.shutdown()
-    overhead_ms = statistics.median(slower_ms)
-    share = statistics.median(a / b for a, b in zip(rates["gateway"], rates["engine"], strict=True))
-    figures = {
-        "load": asdict(load),
-        "overhead_ms": spread(slower_ms),
-        "latency_s": {name: spread(found) for name, found in seconds.items()},
-        "tokens_per_s": {name: spread(found) for name, found in rates.items()},
-    }
-    return Findings(
-        [
-            Goal("overhead of the gateway, ms in the median", overhead_ms, OVERHEAD_MS, at_least=False),
-            Goal("throughput through the gateway, of the engine's own", share, SHARE_OF_ENGINE, at_least=True),
-        ],
-        figures,
-    )
-
-
 def _through_gateway(client: httpx.AsyncClient, config: ServeConfig) -> Answer:
-    async def answer(photo: bytes, seed: int) -> int:
+    async def answer(photo: bytes) -> int:
         url = "data:image/png;base64," + base64.b64encode(photo).decode()
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
-        request: dict[str, Any] = {"messages": [{"role": "user", "content": content}], "seed": seed}
-        reply = await client.post("/v1/chat/completions", json=request | {"model": f"{config.model_name}-plain"})
+        request = {"model": f"{config.model_name}-plain", "messages": [{"role": "user", "content": content}]}
+        reply = await client.post("/v1/chat/completions", json=request)
         reply.raise_for_status()
         return int(reply.json()["usage"]["completion_tokens"])
 
@@ -127,40 +141,33 @@ def _by_engine(engine: RolloutEngine, config: ServeConfig) -> Answer:
     content = ({"type": "image"}, {"type": "text", "text": QUESTION})
     messages = ({"role": "user", "content": content},)
 
-    async def answer(photo: bytes, seed: int) -> int:
-        request = RolloutRequest(str(seed), str(seed), "", (photo,), 1, sampling, seed=seed, messages=messages)
+    async def answer(photo: bytes) -> int:
+        request = RolloutRequest("bench", "bench", "", (photo,), 1, sampling, messages=messages)
         return (await engine.generate(request)).num_tokens
 
     return answer
 
 
-_scenes = itertools.count()
-
-
-def _photos(count: int) -> list[bytes]:
-    """Photographs that neither engine has seen: nothing comes from a cache."""
-    return [png(render(make_scene(seed)).rgb) for seed in itertools.islice(_scenes, count)]
-
-
 async def _one_by_one(answer: Answer, photos: Sequence[bytes]) -> list[float]:
     """Seconds of every request."""
     seconds = []
-    for seed, photo in enumerate(photos):
+    for photo in photos:
         started_s = time.perf_counter()
-        await answer(photo, seed)
+        await answer(photo)
         seconds.append(time.perf_counter() - started_s)
     return seconds
 
 
 async def _at_once(answer: Answer, photos: Sequence[bytes], in_flight: int) -> float:
     """Tokens per second."""
-    waiting = iter(enumerate(photos))
+    waiting = iter(photos)
     written = 0
 
     async def work() -> None:
         nonlocal written
-        for seed, photo in waiting:
-            written += await answer(photo, seed)
+        for photo in waiting:
+            found = await answer(photo)
+            written += found
 
     started_s = time.perf_counter()
     async with asyncio.TaskGroup() as workers:
