@@ -96,4 +96,5 @@ def test_the_suite_runs_and_its_figures_are_those_of_real_rows(ray_local, tmp_pa
 
 def test_a_suite_that_is_unknown_is_a_wrong_request(capsys):
     assert run_job("bench", ["nothing"]) == 2
-    assert all(name in capsys.readouterr().err for name in SUITES)
+    told = capsys.readouterr().err
+    assert all(name in told for name in SUITES)
