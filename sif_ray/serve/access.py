@@ -24,7 +24,7 @@ RETRY_FULL_S = 1  # a place among hundreds is free soon
 
 
 class Keys:
-    """Bearer keys by the name of their holder, which is all that logs and metrics show.
+    """Bearer keys by the name of their holder, which is all that messages show.
 
     Example: `Keys({"alice": "sk-1", "ci": "sk-2"}).holder("Bearer sk-2")` is "ci".
     """

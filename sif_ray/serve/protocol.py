@@ -38,7 +38,7 @@ class FocusStep(BaseModel):
 
 
 class Seconds(BaseModel):
-    depth: float
+    depth: float = Field(description="until the depth image was there, reading of the photograph included")
     generate: float
 
 
@@ -59,7 +59,7 @@ class Problem(BaseModel):
 
 
 class Refusal(BaseModel):
-    """The body of every 4xx reply, in the form that OpenAI clients read."""
+    """The body of every refusal, in the form that OpenAI clients read."""
 
     error: Problem
 

@@ -29,25 +29,23 @@ class Slow(Policy):
         self.cancelled = 0
 
     async def generate(self, ask: Ask):
-        self.waiting += 1
-        try:
-            await self.free.wait()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
+        await self._wait()
         return await super().generate(ask)
 
     async def stream(self, ask: Ask):
         parts = [part async for part in Policy().stream(ask)]
         yield parts[0]
+        await self._wait()
+        for part in parts[1:]:
+            yield part
+
+    async def _wait(self) -> None:
         self.waiting += 1
         try:
             await self.free.wait()
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        for part in parts[1:]:
-            yield part
 
 
 def api(policy: Policy, **settings):
