@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -355,25 +355,29 @@ class EvaluateConfig(DepthConfig):
 
 
 @dataclass
-class ServeConfig:
+class ServeConfig(DepthConfig):
     """Ray Serve: an image and a question in, a checked trace out."""
 
     policy: str = "runs/grpo/checkpoint"
-    depth_model: str = "toy"
-    depth_num_cpus: float = 1.0
-    depth_num_gpus: float = 0.0
+    adapters: dict[str, str] = field(default_factory=dict)  # model name: folder of a LoRA adapter of the policy
     host: str = "127.0.0.1"
     port: int = 8000  # 0 = any free port
     model_name: str = "sif"  # of the OpenAI-compatible API; "<name>-plain" is the policy without the method's prompt
     profile: str = "corrected"
     max_image_bytes: int = 20_000_000
     max_image_pixels: int = 40_000_000
+    image_origins: list[str] = field(default_factory=list)  # e.g. ["https://img.example.org"]; no other one is fetched
     max_question_chars: int = 8000  # of a question, or of all texts of a chat
     api_keys_file: str = ""  # bearer keys, lines of `holder: key`; without any everybody may ask
     api_keys_env: str = ""  # environment variable with such lines
     rate_limit: str = ""  # of every holder, e.g. "60/minute"; "" = none
-    max_requests: int = 512  # inside at once, waiting ones included; the next gets 503
+    max_requests: int = 512  # inside a gateway at once, waiting ones included; the next gets 503
     timeout_s: float = 300.0  # of a request; then it is answered 504 and the engine stops writing
+    gateways: int = 1
+    actors_min: int = 1  # engines; Ray Serve adds and removes some as requests come and go
+    actors_max: int = 1
+    depth_actors_max: int = 1
+    max_surge_percent: int = 100  # replicas beyond the number while a new version is rolled out; 0 = no room for any
     max_pixels: int = 0
     temperature: float = 0.0
     max_tokens: int = 2048
@@ -420,15 +424,25 @@ def load(stage: str, path: str | None = None, overrides: Sequence[str] = ()) -> 
 
 def load_block(block: type[Any], path: str | None = None, overrides: Sequence[str] = ()) -> Any:
     """As `load`, for the dataclass of a stage or of a block such as `JudgeConfig`."""
-    schema = OmegaConf.structured(block)
-    try:
-        parts = [schema]
+    where = f"{path or 'the defaults'}" + (f" with {' '.join(overrides)}" if overrides else "")
+
+    def parts() -> Iterator[Any]:
         if path is not None:
-            parts.append(OmegaConf.create(_read(path)))
-        parts.append(OmegaConf.from_dotlist(list(overrides)))
-        config = OmegaConf.to_object(OmegaConf.merge(*parts))
+            yield OmegaConf.create(_read(path))
+        yield OmegaConf.from_dotlist(list(overrides))
+
+    return _merged(block, parts, where)
+
+
+def load_values(stage: str, values: Mapping[str, Any]) -> Any:
+    """As `load`, from values that have been read already, such as the `args` of a Ray Serve configuration."""
+    return _merged(STAGES[stage], lambda: iter([OmegaConf.create(dict(values))]), "the given values")
+
+
+def _merged(block: type[Any], parts: Callable[[], Iterator[Any]], where: str) -> Any:
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(block), *parts()))
     except (OmegaConfBaseException, YAMLError, TypeError, UnicodeDecodeError) as error:
-        where = f"{path or 'the defaults'}" + (f" with {' '.join(overrides)}" if overrides else "")
         raise ConfigError(f"{where}: {str(error).splitlines()[0]}") from error
     validate(config)
     return config
@@ -648,6 +662,18 @@ _CHECKS: dict[type[Any], list[_Check]] = {
     ServeConfig: [
         ("port", lambda v: 0 <= v <= 65535, "must lie in [0, 65535]"),
         ("temperature", lambda v: 0 <= v <= 2, "must lie in [0, 2], vLLM's own range; 0 is greedy"),
+        ("max_tokens", lambda v: v >= 1, "must be at least 1"),
+        ("max_requests", lambda v: v >= 1, "must be at least 1"),
+        ("timeout_s", lambda v: v > 0, "must be positive"),
+        ("gateways", lambda v: v >= 1, "must be at least 1"),
+        ("actors_min", lambda v: v >= 1, "must be at least 1"),
+        ("max_surge_percent", lambda v: 0 <= v <= 100, "must lie in [0, 100]"),
+        (
+            "image_origins",
+            lambda v: all(re.fullmatch(r"https?://[^/?#@\s]+", origin) for origin in v),
+            "lists origins without a path, e.g. https://img.example.org",
+        ),
+        *_DEPTH_CHECKS,
     ],
 }
 
@@ -786,6 +812,16 @@ def _grpo_relations(config: GrpoConfig) -> Iterator[str]:
         )
 
 
+def _serve_relations(config: ServeConfig) -> Iterator[str]:
+    names = [name for model in (config.model_name, *config.adapters) for name in (model, f"{model}-plain")]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        yield f"adapters: {twice!r} would name two models; rename an adapter, or set model_name"
+    if config.actors_max < config.actors_min:
+        yield f"actors_max ({config.actors_max}) is below actors_min ({config.actors_min}); raise it or lower the other"
+    yield from _depth_relations(config)
+
+
 _RELATIONS: dict[type[Any], Callable[[Any], Iterator[str]]] = {
     EngineConfig: _engine_relations,
     EvaluateConfig: _evaluate_relations,
@@ -793,6 +829,7 @@ _RELATIONS: dict[type[Any], Callable[[Any], Iterator[str]]] = {
     GrpoConfig: _grpo_relations,
     JudgeConfig: _endpoint_relations,
     LearnerConfig: _learner_relations,
+    ServeConfig: _serve_relations,
     TeacherConfig: _teacher_relations,
     WarmupConfig: _warmup_relations,
 }

@@ -1,7 +1,7 @@
 """The Ray Serve application: a gateway that speaks HTTP, a depth model that works in batches, a policy engine.
 
-    client ──HTTP──► Gateway ──photo──► Depth (Depth Anything, waits a moment to fill a batch)
-                        │   ◄─depth map─┘
+    client ──HTTP──► Gateway ──photo──► Depth (Depth Anything; waits a moment to fill a batch, remembers by content)
+                        │   ◄──depth image──┘
                         └──question, photo, depth image──► Policy (vLLM, continuous batching)
                         ◄──text, policy version────────────┘
 
@@ -10,28 +10,53 @@ Each deployment is a thin shell in a file of its own, so that the gateway's proc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ray import serve
 
-from sif_ray.config import ServeConfig
-from sif_ray.serve.depth import DEPTH_BATCH, Depth
+from sif_ray.config import ServeConfig, load_values
+from sif_ray.serve.depth import Depth
 from sif_ray.serve.gateway import Gateway
 from sif_ray.serve.policy import Policy
 
 BESIDE = 64
 """Requests of a gateway beside `max_requests`: refusals that say when to ask again, questions after its health."""
 
+BUSY = 0.75
+"""Of the requests that a replica takes at once: above it, autoscaling wants another one."""
 
-def build_app(config: ServeConfig) -> serve.Application:
-    """The application of a validated configuration, for `serve.run`."""
+
+def build_app(args: Mapping[str, Any] | ServeConfig) -> serve.Application:
+    """The application, for `serve.run`, and for `serve deploy` and RayService, whose `args` are the keys of
+    `ServeConfig`, as in `configs/serve.yaml`. Raises `ConfigError` for wrong ones.
+
+    Where `args` change, a new version is rolled out: its replicas start beside the old ones, which finish what they
+    have begun.
+    """
+    config = args if isinstance(args, ServeConfig) else load_values("serve", args)
     engine = config.engine
+    rollout = {"graceful_shutdown_timeout_s": config.timeout_s, "max_surge_percent": config.max_surge_percent}
     depth = Depth.options(
-        max_ongoing_requests=2 * DEPTH_BATCH,
+        **rollout,
+        **_replicas(config.depth_actors_min, config.depth_actors_max, 2 * config.depth_batch_size),
         ray_actor_options={"num_cpus": config.depth_num_cpus, "num_gpus": config.depth_num_gpus},
-    ).bind(config.depth_model)
+    ).bind(config)
     policy = Policy.options(
-        max_ongoing_requests=engine.max_num_seqs,
+        **rollout,
+        **_replicas(config.actors_min, config.actors_max, engine.max_num_seqs),
         max_queued_requests=4 * engine.max_num_seqs,
         ray_actor_options={"num_cpus": engine.num_cpus, "num_gpus": engine.num_gpus},
     ).bind(config)
-    gateway = Gateway.options(max_ongoing_requests=config.max_requests + BESIDE)
+    gateway = Gateway.options(
+        **rollout, **_replicas(config.gateways, config.gateways, config.max_requests + BESIDE)
+    )
     return gateway.bind(config, depth, policy)
+
+
+def _replicas(fewest: int, most: int, at_once: int) -> dict[str, Any]:
+    """Options for a deployment whose replicas take `at_once` requests each."""
+    if fewest == most:
+        return {"num_replicas": fewest, "max_ongoing_requests": at_once}
+    scaling = {"min_replicas": fewest, "max_replicas": most, "target_ongoing_requests": BUSY * at_once}
+    return {"autoscaling_config": scaling, "max_ongoing_requests": at_once}

@@ -8,10 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from fastapi import FastAPI
-from PIL import Image
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
@@ -76,9 +73,10 @@ def _refusing(name: str) -> Iterator[None]:
 @serve.ingress()
 class Gateway:
     def __init__(self, config: ServeConfig, depth: DeploymentHandle, policy: DeploymentHandle) -> None:
-        async def estimate(photo: Image.Image) -> npt.NDArray[np.float32]:
+        async def estimate(photo: bytes) -> bytes:
             with _refusing("depth model"):
-                return await _cancelling(depth.estimate.remote(photo))
+                encoded: bytes = await _cancelling(depth.estimate.remote(photo))
+                return encoded
 
         self._keys = Keys.read(config)
         self._service = SifService(config, estimate, _RemotePolicy(policy))

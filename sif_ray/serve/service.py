@@ -12,13 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
 from sif_ray.config import SamplingConfig, ServeConfig
 from sif_ray.datagen.pictures import Photo
-from sif_ray.depth.encoding import depth_png
 from sif_ray.method.boxes import is_box
 from sif_ray.method.trace import AreaBox, TraceError, find_answer, find_areas, parse
 from sif_ray.serve.images import RequestRefused, read_photo
@@ -57,8 +52,8 @@ class Refused:
     message: str
 
 
-EstimateDepth = Callable[[Image.Image], Awaitable[npt.NDArray[np.float32]]]
-"""RGB photograph to depth_rel, (height, width), 0 = near."""
+EstimateDepth = Callable[[bytes], Awaitable[bytes]]
+"""Encoded photograph to its depth in pseudo-colours, as `sif_ray.depth.encoding.depth_png` encodes it."""
 
 
 class Policy(Protocol):
@@ -106,8 +101,7 @@ class SifService:
             raise RequestRefused(422, "question is blank")
         self.check_length("question", question)
         photo = await self.read_photo(encoded)
-        depth_rel = await self._estimate_depth(photo.rgb)
-        encoded_depth = await asyncio.to_thread(depth_png, depth_rel)
+        encoded_depth = await self._estimate_depth(photo.encoded)
         images = (photo.encoded, encoded_depth) if self.config.prompt.depth_image else (photo.encoded,)
         return Ask(images, sampling, question=question, seed=seed), encoded_depth
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import numpy as np
 from PIL import Image
 
+from sif_ray.depth.encoding import depth_png
 from sif_ray.serve.service import Ask, Generation, Refused
 
 TRACE = (
@@ -45,9 +46,10 @@ class Policy:
             self.closed += 1
 
 
-async def slope(photo: Image.Image) -> np.ndarray:
+async def slope(photo: bytes) -> bytes:
     """Nearer to the left, in the size of the image."""
-    return np.tile(np.linspace(0, 1, photo.width), (photo.height, 1))
+    width, height = Image.open(io.BytesIO(photo)).size
+    return depth_png(np.tile(np.linspace(0, 1, width), (height, 1)))
 
 
 def encoded(size=(40, 30), form="PNG", **options) -> bytes:
