@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from sif_ray.serve.access import Keys, Places, Rate
 from sif_ray.serve.chat import MAX_CHAT_IMAGES, ChatService
 from sif_ray.serve.images import RequestRefused, decode_base64
 from sif_ray.serve.protocol import ChatRequest, Problem, Refusal, SifRequest, SifResponse
+from sif_ray.serve.record import Recorded, RequestRecord, current
 from sif_ray.serve.service import SifService
 
 _OVERHEAD_BYTES = 64 * 1024  # of a body beside the image: question, field names, boundaries
@@ -53,11 +54,25 @@ _TYPES = {401: "authentication_error", 429: "rate_limit_error", 503: "server_err
 Asked = TypeVar("Asked", SifRequest, ChatRequest)
 
 
-def build_api(service: SifService, keys: Keys) -> FastAPI:
-    """`POST /v1/sif` (JSON or multipart), `POST /v1/chat/completions`, `GET /v1/models` and `GET /healthz`."""
+async def _nothing_missing() -> list[str]:
+    return []
+
+
+def build_api(
+    service: SifService,
+    keys: Keys,
+    *,
+    missing: Callable[[], Awaitable[list[str]]] = _nothing_missing,
+    observe: Callable[[RequestRecord], None] = lambda record: None,
+) -> FastAPI:
+    """`POST /v1/sif` (JSON or multipart), `POST /v1/chat/completions`, `GET /v1/models`, `/healthz` and `/readyz`.
+
+    `missing` names what requests would have to wait for; `observe` is told of every request that is over.
+    """
     api = FastAPI(title="sif_ray", description="An image and a question in, a checked SIF trace out.")
     config, chats = service.config, ChatService(service)
     rate, places = Rate(config.rate_limit), Places(config.max_requests)
+    api.add_middleware(Recorded, observe=observe)
 
     @api.exception_handler(RequestRefused)
     async def refuse(request: Request, error: RequestRefused) -> JSONResponse:
@@ -68,7 +83,8 @@ def build_api(service: SifService, keys: Keys) -> FastAPI:
         return _problem(error.status_code, f"{request.method} {request.url.path}: {error.detail}", error.headers)
 
     async def known(request: Request) -> str:
-        return keys.holder(request.headers.get("authorization", ""))
+        holder = current().holder = keys.holder(request.headers.get("authorization", ""))
+        return holder
 
     async def admitted(holder: str = Depends(known)) -> AsyncIterator[None]:
         """Held until the reply has been sent, streamed ones too."""
@@ -103,6 +119,12 @@ def build_api(service: SifService, keys: Keys) -> FastAPI:
 
     @api.get("/healthz")
     async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @api.get("/readyz", responses={503: {"model": Refusal}})
+    async def readyz() -> dict[str, str]:
+        if names := await missing():
+            raise RequestRefused(503, f"not ready: {', '.join(names)}", {"Retry-After": "1"})
         return {"status": "ok"}
 
     def describe() -> dict[str, Any]:

@@ -48,9 +48,7 @@ def build_app(args: Mapping[str, Any] | ServeConfig) -> serve.Application:
         max_queued_requests=4 * engine.max_num_seqs,
         ray_actor_options={"num_cpus": engine.num_cpus, "num_gpus": engine.num_gpus},
     ).bind(config)
-    gateway = Gateway.options(
-        **rollout, **_replicas(config.gateways, config.gateways, config.max_requests + BESIDE)
-    )
+    gateway = Gateway.options(**rollout, **_replicas(config.gateways, config.gateways, config.max_requests + BESIDE))
     return gateway.bind(config, depth, policy)
 
 

@@ -19,6 +19,7 @@ from sif_ray.rollout.errors import EngineDiedError
 from sif_ray.serve.access import Keys
 from sif_ray.serve.api import build_api
 from sif_ray.serve.images import RequestRefused
+from sif_ray.serve.meter import Meter
 from sif_ray.serve.service import Ask, Generation, Refused, SifService
 
 LOST = (EngineDiedError, RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
@@ -69,7 +70,8 @@ def _refusing(name: str) -> Iterator[None]:
         ) from error
 
 
-@serve.deployment(ray_actor_options={"num_cpus": 0.1})
+# Its log has one line of JSON per request (`sif_ray.serve.meter`) instead of Serve's own.
+@serve.deployment(ray_actor_options={"num_cpus": 0.1}, logging_config={"encoding": "JSON", "enable_access_log": False})
 @serve.ingress()
 class Gateway:
     def __init__(self, config: ServeConfig, depth: DeploymentHandle, policy: DeploymentHandle) -> None:
@@ -82,4 +84,11 @@ class Gateway:
         self._service = SifService(config, estimate, _RemotePolicy(policy))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_api(self._service, self._keys)
+        return build_api(self._service, self._keys, missing=_missing, observe=Meter())
+
+
+async def _missing() -> list[str]:
+    """The deployments of this application without a replica that works."""
+    name = serve.get_replica_context().app_name
+    application = (await asyncio.to_thread(serve.status)).applications[name]
+    return [name for name, found in application.deployments.items() if not found.replica_states.get("RUNNING")]

@@ -18,6 +18,7 @@ from sif_ray.method.boxes import is_box
 from sif_ray.method.trace import AreaBox, TraceError, find_answer, find_areas, parse
 from sif_ray.serve.images import RequestRefused, read_photo
 from sif_ray.serve.protocol import FocusBox, FocusStep, Seconds, SifResponse
+from sif_ray.serve.record import RecordedPolicy, recorded_depth
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class SifService:
 
     def __init__(self, config: ServeConfig, estimate_depth: EstimateDepth, policy: Policy) -> None:
         self.config = config
-        self.policy = policy
-        self._estimate_depth = estimate_depth
+        self.policy = RecordedPolicy(policy)
+        self._estimate_depth = recorded_depth(estimate_depth)
 
     @property
     def sampling(self) -> SamplingConfig:
