@@ -20,6 +20,7 @@ from sif_ray.config import ServeConfig
 from sif_ray.serve.access import Keys, Places, Rate
 from sif_ray.serve.chat import MAX_CHAT_IMAGES, ChatService
 from sif_ray.serve.images import RequestRefused, decode_base64
+from sif_ray.serve.page_files import add_page
 from sif_ray.serve.protocol import EVENT_NAMES, ChatRequest, Problem, Refusal, SifEvent, SifRequest, SifResponse
 from sif_ray.serve.service import SifService
 
@@ -63,7 +64,7 @@ Event = TypeVar("Event")
 
 
 def build_api(service: SifService, keys: Keys) -> FastAPI:
-    """`POST /v1/sif` (JSON or multipart), `POST /v1/chat/completions`, `GET /v1/models` and `GET /healthz`."""
+    """`POST /v1/sif` (JSON or multipart), `POST /v1/chat/completions`, `GET /v1/models`, `GET /healthz`, the page at `/`."""
     api = FastAPI(title="sif_ray", description="An image and a question in, a checked SIF trace out.")
     config, chats = service.config, ChatService(service)
     rate, places = Rate(config.rate_limit), Places(config.max_requests)
@@ -130,6 +131,8 @@ def build_api(service: SifService, keys: Keys) -> FastAPI:
     @api.get("/healthz")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
+
+    add_page(api, config)
 
     def describe() -> dict[str, Any]:
         described = FastAPI.openapi(api)
