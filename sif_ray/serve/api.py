@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from openai import BaseModel as OpenAiModel
 from openai.types.chat import ChatCompletionChunk
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
@@ -19,7 +20,8 @@ from sif_ray.config import ServeConfig
 from sif_ray.serve.access import Keys, Places, Rate
 from sif_ray.serve.chat import MAX_CHAT_IMAGES, ChatService
 from sif_ray.serve.images import RequestRefused, decode_base64
-from sif_ray.serve.protocol import ChatRequest, Problem, Refusal, SifRequest, SifResponse
+from sif_ray.serve.page_files import add_page
+from sif_ray.serve.protocol import EVENT_NAMES, ChatRequest, Problem, Refusal, SifEvent, SifRequest, SifResponse
 from sif_ray.serve.record import Recorded, RequestRecord, current
 from sif_ray.serve.service import SifService
 
@@ -38,11 +40,18 @@ _BODY: dict[str, Any] = {
         },
     },
 }
-_CHAT_SCHEMA = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-_CHAT_PARTS = _CHAT_SCHEMA.pop("$defs")
+_REF = "#/components/schemas/{model}"
+_CHAT_SCHEMA = ChatRequest.model_json_schema(ref_template=_REF)
+_EVENT_SCHEMA = TypeAdapter(SifEvent | Refusal).json_schema(ref_template=_REF, mode="serialization")
+_PARTS = _CHAT_SCHEMA.pop("$defs") | _EVENT_SCHEMA.pop("$defs")
 _CHAT_BODY: dict[str, Any] = {"required": True, "content": {"application/json": {"schema": _CHAT_SCHEMA}}}
-_REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Refusal} for status in (400, 401, 413, 415, 422, 429, 503, 504)
+_SIF_REPLIES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The reply, or with `stream` server-sent events with it as the last. Their names in the order "
+        f"of the schemas: {', '.join(EVENT_NAMES.values())}",
+        "content": {"text/event-stream": {"schema": _EVENT_SCHEMA}},
+    },
+    **{status: {"model": Refusal} for status in (400, 401, 413, 415, 422, 429, 503, 504)},
 }
 _CHAT_REPLIES: dict[int | str, dict[str, Any]] = {
     200: {"description": "OpenAI's chat completion, or its chunks as server-sent events with `stream`"},
@@ -52,6 +61,7 @@ _CHAT_REPLIES: dict[int | str, dict[str, Any]] = {
 _TYPES = {401: "authentication_error", 429: "rate_limit_error", 503: "server_error", 504: "server_error"}
 
 Asked = TypeVar("Asked", SifRequest, ChatRequest)
+Event = TypeVar("Event")
 
 
 async def _nothing_missing() -> list[str]:
@@ -65,7 +75,8 @@ def build_api(
     missing: Callable[[], Awaitable[list[str]]] = _nothing_missing,
     observe: Callable[[RequestRecord], None] = lambda record: None,
 ) -> FastAPI:
-    """`POST /v1/sif` (JSON or multipart), `POST /v1/chat/completions`, `GET /v1/models`, `/healthz` and `/readyz`.
+    """`POST /v1/sif` (JSON or multipart), `POST /v1/chat/completions`, `GET /v1/models`, the page at `/`,
+    `/healthz` and `/readyz`.
 
     `missing` names what requests would have to wait for; `observe` is told of every request that is over.
     """
@@ -82,6 +93,10 @@ def build_api(
     async def refuse_otherwise(request: Request, error: HTTPException) -> JSONResponse:
         return _problem(error.status_code, f"{request.method} {request.url.path}: {error.detail}", error.headers)
 
+    @api.exception_handler(RequestValidationError)
+    async def refuse_parameters(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _problem(422, _first_error(error.errors()))
+
     async def known(request: Request) -> str:
         holder = current().holder = keys.holder(request.headers.get("authorization", ""))
         return holder
@@ -92,11 +107,24 @@ def build_api(
         with places.place():
             yield
 
-    @api.post("/v1/sif", responses=_REFUSALS, openapi_extra={"requestBody": _BODY}, dependencies=[Depends(admitted)])
-    async def sif(request: Request) -> SifResponse:
-        async with _Deadline(config.timeout_s).kept():
+    @api.post(
+        "/v1/sif",
+        response_model=SifResponse,
+        responses=_SIF_REPLIES,
+        openapi_extra={"requestBody": _BODY},
+        dependencies=[Depends(admitted)],
+    )
+    async def sif(
+        request: Request,
+        stream: Annotated[bool, Query(description="send the reply as it is written, as server-sent events")] = False,
+    ) -> SifResponse | Response:
+        deadline = _Deadline(config.timeout_s)
+        async with deadline.kept():
             image, question = await _read_request(request, config.max_image_bytes)
-            return await service.answer(image, question)
+            if not stream:
+                return await service.answer(image, question)
+            events = await service.stream(image, question)
+        return _streamed(events, deadline, _sif_event)
 
     @api.post(
         "/v1/chat/completions",
@@ -111,7 +139,7 @@ def build_api(
             if not asked.stream:
                 return _json(await chats.complete(asked))
             chunks = await chats.stream(asked)
-        return StreamingResponse(_events(chunks, deadline), media_type="text/event-stream")
+        return _streamed(chunks, deadline, _chat_event, "data: [DONE]\n\n")
 
     @api.get("/v1/models", dependencies=[Depends(known)])
     async def models() -> dict[str, Any]:
@@ -127,9 +155,11 @@ def build_api(
             raise RequestRefused(503, f"not ready: {', '.join(names)}", {"Retry-After": "1"})
         return {"status": "ok"}
 
+    add_page(api, config)
+
     def describe() -> dict[str, Any]:
         described = FastAPI.openapi(api)
-        described["components"]["schemas"] |= _CHAT_PARTS
+        described["components"]["schemas"] |= _PARTS
         return described
 
     api.openapi = describe  # type: ignore[method-assign]
@@ -137,8 +167,11 @@ def build_api(
 
 
 def _problem(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    problem = Problem(message=message, type=_TYPES.get(status, "invalid_request_error"))
-    return JSONResponse(Refusal(error=problem).model_dump(), status, headers)
+    return JSONResponse(_refusal(status, message).model_dump(), status, headers)
+
+
+def _refusal(status: int, message: str) -> Refusal:
+    return Refusal(error=Problem(message=message, type=_TYPES.get(status, "invalid_request_error")))
 
 
 def _json(reply: OpenAiModel) -> Response:
@@ -162,18 +195,34 @@ class _Deadline:
             raise RequestRefused(504, f"not answered within {self._timeout_s:g} s (timeout_s)") from error
 
 
-async def _events(chunks: AsyncGenerator[ChatCompletionChunk], deadline: _Deadline) -> AsyncIterator[str]:
-    """Server-sent events as OpenAI clients read them. What goes wrong on the way is the last of them."""
-    async with aclosing(chunks):
-        try:
-            while True:
-                async with deadline.kept():
-                    chunk = await anext(chunks)
-                yield f"data: {chunk.to_json(indent=None)}\n\n"
-        except StopAsyncIteration:
-            yield "data: [DONE]\n\n"
-        except RequestRefused as error:
-            yield f"data: {Refusal(error=Problem(message=str(error))).model_dump_json()}\n\n"
+def _streamed(
+    events: AsyncGenerator[Event], deadline: _Deadline, write: Callable[[Event | Refusal], str], end: str = ""
+) -> StreamingResponse:
+    """Server-sent events. What goes wrong on the way is the last of them, without `end`."""
+
+    async def written() -> AsyncIterator[str]:
+        async with aclosing(events):
+            try:
+                while True:
+                    async with deadline.kept():
+                        event = await anext(events)
+                    yield write(event)
+            except StopAsyncIteration:
+                yield end
+            except RequestRefused as error:
+                yield write(_refusal(error.status, str(error)))
+
+    return StreamingResponse(written(), media_type="text/event-stream")
+
+
+def _chat_event(event: ChatCompletionChunk | Refusal) -> str:
+    """As OpenAI's clients read it."""
+    body = event.model_dump_json() if isinstance(event, Refusal) else event.to_json(indent=None)
+    return f"data: {body}\n\n"
+
+
+def _sif_event(event: SifEvent | Refusal) -> str:
+    return f"event: {EVENT_NAMES[type(event)]}\ndata: {event.model_dump_json()}\n\n"
 
 
 def _max_chat_bytes(config: ServeConfig) -> int:
@@ -185,7 +234,7 @@ def _validated(kind: type[Asked], body: bytes) -> Asked:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        raise RequestRefused(422, _first_error(error)) from error
+        raise RequestRefused(422, _first_error(error.errors(include_url=False, include_input=False))) from error
 
 
 async def _read_request(request: Request, max_image_bytes: int) -> tuple[bytes, str]:
@@ -229,7 +278,7 @@ async def _read_form(request: Request, body: bytes) -> tuple[bytes, str]:
         raise RequestRefused(400, f"the form cannot be read: {error.detail}") from error
 
 
-def _first_error(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
+def _first_error(errors: Sequence[Any]) -> str:
+    first = errors[0]
     where = ".".join(str(part) for part in first["loc"]) or "the request"
     return f"{where}: {first['msg']}"

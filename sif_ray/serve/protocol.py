@@ -1,4 +1,4 @@
-"""What travels over HTTP: requests and replies of `POST /v1/sif`, and what is read of OpenAI's chat requests.
+"""What travels over HTTP: requests, replies and events of `POST /v1/sif`, and what is read of OpenAI's chat requests.
 
 Chat replies are the openai package's own types.
 """
@@ -53,6 +53,24 @@ class SifResponse(BaseModel):
     seconds: Seconds
 
 
+class DepthEvent(BaseModel):
+    """First of a stream, named `depth`."""
+
+    depth_image: str = Field(description="as in the whole reply")
+
+
+class StepEvent(FocusStep):
+    """A step that is new or whose text has grown, named `step`. It replaces what was sent for this index before."""
+
+    index: int = Field(description="place in `steps`, from 0")
+
+
+class AnswerEvent(BaseModel):
+    """Named `answer`, sent when it has grown."""
+
+    text: str = Field(description="content of the answer block so far")
+
+
 class Problem(BaseModel):
     message: str = Field(description="what is wrong, with the field and the way out")
     type: str = "invalid_request_error"
@@ -62,6 +80,19 @@ class Refusal(BaseModel):
     """The body of every refusal, in the form that OpenAI clients read."""
 
     error: Problem
+
+
+SifEvent = DepthEvent | StepEvent | AnswerEvent | SifResponse
+"""What a stream brings; the whole reply is the last, and replaces everything before it."""
+
+EVENT_NAMES: dict[type[BaseModel], str] = {
+    DepthEvent: "depth",
+    StepEvent: "step",
+    AnswerEvent: "answer",
+    SifResponse: "reply",
+    Refusal: "error",
+}
+"""Names of server-sent events; `error` is the last one instead of `reply`."""
 
 
 class _Strict(BaseModel):

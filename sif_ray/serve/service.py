@@ -8,16 +8,27 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from sif_ray.config import SamplingConfig, ServeConfig
 from sif_ray.datagen.pictures import Photo
 from sif_ray.method.boxes import is_box
 from sif_ray.method.trace import AreaBox, TraceError, find_answer, find_areas, parse
+from sif_ray.serve.growing_trace import GrowingTrace
 from sif_ray.serve.images import RequestRefused, read_photo
-from sif_ray.serve.protocol import FocusBox, FocusStep, Seconds, SifResponse
+from sif_ray.serve.protocol import (
+    AnswerEvent,
+    DepthEvent,
+    FocusBox,
+    FocusStep,
+    Seconds,
+    SifEvent,
+    SifResponse,
+    StepEvent,
+)
 from sif_ray.serve.record import RecordedPolicy, recorded_depth
 
 
@@ -62,7 +73,7 @@ class Policy(Protocol):
 
     def generate(self, ask: Ask) -> Awaitable[Generation | Refused]: ...
 
-    def stream(self, ask: Ask) -> AsyncIterator[Generation | Refused]: ...
+    def stream(self, ask: Ask) -> AsyncGenerator[Generation | Refused]: ...
 
 
 class SifService:
@@ -89,6 +100,34 @@ class SifService:
         generation = accepted(await self.policy.generate(ask))
         seconds = Seconds(depth=depth_done_s - started_s, generate=time.monotonic() - depth_done_s)
         return read_output(generation, encoded_depth, seconds, self.config.profile)
+
+    async def stream(self, encoded: bytes, question: str) -> AsyncGenerator[SifEvent]:
+        """The same answer while it is written: the depth image, steps and answer as they grow, the whole reply.
+
+        Raises `RequestRefused` here, before there is any event, for what `prepare` refuses; what the policy refuses is
+        raised in place of the next event.
+        """
+        started_s = time.monotonic()
+        ask, encoded_depth = await self.prepare(encoded, question, self.sampling)
+        return self._events(ask, encoded_depth, time.monotonic() - started_s)
+
+    async def _events(self, ask: Ask, encoded_depth: bytes, depth_s: float) -> AsyncGenerator[SifEvent]:
+        yield DepthEvent(depth_image=_base64(encoded_depth))
+        asked_s = time.monotonic()
+        text, trace = "", GrowingTrace()
+        async with aclosing(self.policy.stream(ask)) as parts:
+            async for part in parts:
+                generation = accepted(part)
+                text += generation.text
+                steps, answer = list(trace.steps), trace.answer
+                trace.feed(generation.text)
+                for index, step in enumerate(trace.steps):
+                    if step not in steps[index : index + 1]:
+                        yield StepEvent(index=index, boxes=_shown(step.boxes), text=step.text)
+                if trace.answer != answer:
+                    yield AnswerEvent(text=trace.answer)
+        seconds = Seconds(depth=depth_s, generate=time.monotonic() - asked_s)
+        yield read_output(replace(generation, text=text), encoded_depth, seconds, self.config.profile)
 
     async def prepare(
         self, encoded: bytes, question: str, sampling: SamplingConfig, seed: int | None = None
@@ -140,7 +179,7 @@ def read_output(generation: Generation, encoded_depth: bytes, seconds: Seconds, 
         valid=not reasons,
         reasons=reasons,
         steps=steps,
-        depth_image=base64.b64encode(encoded_depth).decode("ascii"),
+        depth_image=_base64(encoded_depth),
         text=text,
         policy_version=generation.policy_version,
         seconds=seconds,
@@ -149,3 +188,7 @@ def read_output(generation: Generation, encoded_depth: bytes, seconds: Seconds, 
 
 def _shown(boxes: Iterable[AreaBox]) -> list[FocusBox]:
     return [FocusBox(bbox_xyxy_norm=box.bbox_2d, depth=box.depth) for box in boxes if is_box(box.bbox_2d)]
+
+
+def _base64(encoded: bytes) -> str:
+    return base64.b64encode(encoded).decode("ascii")
