@@ -18,7 +18,9 @@ _COMMON_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")  # MPO: a JPEG with further pic
 _COMMON_MODES = ("1", "L", "P", "RGB")
 _JPEG_QUALITY = 95
 
-PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, struct.error)
+PILLOW_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, AssertionError, struct.error
+)  # fmt: skip
 """What Pillow raises for damaged files."""
 
 
