@@ -105,7 +105,7 @@ def _photo_errors(limits: Limits) -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise PhotoError("image_unreadable", f"none of {', '.join(limits.formats)}") from error
     except PILLOW_ERRORS as error:
-        raise PhotoError("image_unreadable", f"cannot be decoded: {error}") from error
+        raise PhotoError("image_unreadable", f"cannot be decoded: {str(error) or 'broken'}") from error
 
 
 def _check_size(size: tuple[int, int], limits: Limits) -> None:

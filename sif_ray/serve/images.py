@@ -16,7 +16,7 @@ MAX_ASPECT = 8.0
 would become a huge image; Qwen-VL's processor refuses strips too."""
 
 MAX_SCANS = 100
-"""Of a JPEG; encoders write about ten. The decoder goes over all pixels for each, and each may be 60 bytes: a megabyte of
+"""Of a JPEG; encoders write about ten. The decoder goes over all pixels for each, and 60 bytes make one: a megabyte of
 them would keep a thread busy for a quarter of an hour."""
 
 _SCAN = b"\xff\xda"  # the marker before each; in pixel data, 0xff is never followed by it

@@ -84,10 +84,10 @@ def dumped(body: Any) -> bytes:
 
 
 def form_part(name: str, data: bytes, kind: str = "", filename: str | None = None) -> bytes:
-    disposition = f'Content-Disposition: form-data; name="{name}"' + (
-        "" if filename is None else f'; filename="{filename}"'
-    )
-    return f"{disposition}\r\n".encode() + (f"Content-Type: {kind}\r\n".encode() if kind else b"") + b"\r\n" + data
+    head = f'Content-Disposition: form-data; name="{name}"'
+    head += "" if filename is None else f'; filename="{filename}"'
+    head += f"\r\nContent-Type: {kind}" if kind else ""
+    return f"{head}\r\n\r\n".encode() + data
 
 
 def form_body(*parts: bytes) -> bytes:
@@ -98,7 +98,7 @@ IMAGE, QUESTION = form_part("image", encoded(), "image/png", "photo.png"), form_
 FORM = BEARER | {"Content-Type": "multipart/form-data; boundary=sif"}
 
 
-# --- cases in one line -------------------------------------------------------------------------------------------------
+# --- cases in one line ------------------------------------------------------------------------------------------------
 
 
 def sif(name: str, status: int, word: str, **changes: Any) -> Bad:
@@ -124,9 +124,8 @@ def url(name: str, status: int, word: str, address: str) -> Bad:
 def body(name: str, status: int, word: str, content: bytes | Content, path: str = SIF, **headers: str) -> Bad:
     """Any bytes as a body; headers with _ for -, JSON's content type by default."""
     sent = JSON | {key.replace("_", "-"): value for key, value in headers.items()}
-    return Bad(
-        f"body: {name}", status, word, content if callable(content) else partial(bytes, content), path, "POST", sent
-    )
+    build = content if callable(content) else partial(bytes, content)
+    return Bad(f"body: {name}", status, word, build, path, headers=sent)
 
 
 def form(name: str, status: int, word: str, *parts: bytes, kind: str = FORM["Content-Type"]) -> Bad:
@@ -150,7 +149,7 @@ def route(method: str, path: str, status: int) -> Bad:
     return Bad(f"route: {method} {path}", status, "" if method == "HEAD" else method, path=path, method=method)
 
 
-# --- images ------------------------------------------------------------------------------------------------------------
+# --- images -----------------------------------------------------------------------------------------------------------
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -184,10 +183,10 @@ def png_with(kind: bytes, head: bytes, size: int = 200_000_000) -> bytes:
 
 
 def without_palette() -> bytes:
-    png = io.BytesIO()
-    Image.new("P", (40, 30)).save(png, "PNG", transparency=b"abc")
-    whole = png.getvalue()
-    return whole.replace(b"PLTE", b"pLTE")  # an unknown chunk that need not be understood
+    png = encoded(mode="P")
+    at = png.index(b"PLTE") - 4
+    [size] = struct.unpack(">I", png[at : at + 4])
+    return png[:at] + png[at + 12 + size :]
 
 
 def many_scans(count: int) -> bytes:
@@ -234,7 +233,7 @@ def in_pieces(size: int) -> Iterator[bytes]:
         yield b"x" * 1_000_000
 
 
-# --- the table -----------------------------------------------------------------------------------------------------------
+# --- the table --------------------------------------------------------------------------------------------------------
 
 KEYS = [
     auth("none", word="no API key"),
@@ -419,9 +418,7 @@ MESSAGES = [
         for kind in ("video_url", "input_audio", "image", "file", "refusal", "", None, 3, "x" * 100_000)
     ),
     *(chat(f"text {value!r}", 422, "text", messages=[user(text_part(value))]) for value in (None, 3, [], {})),
-    chat(
-        "text and image in one part", 422, "image_url", messages=[user(text_part() | image_part() | {"type": "text"})]
-    ),
+    chat("text and image in one", 422, "image_url", messages=[user(image_part() | text_part())]),
     *(
         chat(f"image_url {value!r}", 422, "image_url", messages=[user({"type": "image_url", "image_url": value})])
         for value in (None, "data:image/png;base64,AAAA", [], {}, {"url": None}, {"url": 3}, {"url": ["x"]})
@@ -431,9 +428,7 @@ MESSAGES = [
     chat("text alone", 422, "one image", messages=[{"role": "user", "content": "What is red?"}]),
     chat("no parts", 422, "one image", messages=[user()]),
     chat("two images", 422, "one image", messages=[user(image_part(), image_part(), text_part())]),
-    chat(
-        "a system message", 422, "one user message", messages=[{"role": "system", "content": "?"}, user(image_part())]
-    ),
+    chat("a system message", 422, "one user", messages=[{"role": "system", "content": "?"}, user(image_part())]),
     chat("an image of the system", 422, "one user message", messages=[{"role": "system", "content": [image_part()]}]),
     chat("two turns", 422, "one user message", messages=2 * [user(image_part(), text_part())]),
     chat("no text", 422, "blank", messages=[user(image_part())]),
@@ -478,13 +473,7 @@ BODIES = [
         )
     ),
     body("deep metadata", 422, "JSON", b'{"metadata": ' + DEEP, CHAT),
-    body(
-        "1e999 as temperature",
-        422,
-        "temperature",
-        b'{"messages": [{"role": "user", "content": "?"}], "temperature": 1e999, "model": "sif"}',
-        CHAT,
-    ),
+    body("1e999 as temperature", 422, "temperature", dumped(good_chat())[:-1] + b', "temperature": 1e999}', CHAT),
     body("a seed of 5000 digits", 422, "", b'{"model": "sif", "messages": [], "seed": ' + b"9" * 5000 + b"}", CHAT),
     *(
         body(f"{kind!r}, {path}", 415, "content-type", b"hello", path, Content_Type=kind)
@@ -503,14 +492,7 @@ BODIES = [
     body("form said to be JSON", 422, "JSON", form_body(IMAGE, QUESTION)),
     body("JSON said to be a form", 400, "form", dumped(good_sif()), Content_Type=FORM["Content-Type"]),
     *(
-        body(
-            f"{coding}, {path}",
-            415,
-            "content-encoding",
-            partial(gzip.compress, dumped(good_sif())),
-            path,
-            Content_Encoding=coding,
-        )
+        body(f"{coding}, {path}", 415, "content-encoding", gzip.compress(b"{}"), path, Content_Encoding=coding)
         for path in (SIF, CHAT)
         for coding in ("gzip", "deflate", "br", "zstd", "gzip, gzip")
     ),
@@ -522,7 +504,8 @@ BODIES = [
     body("60 MB as a form", 413, "bytes", lambda: form_body(b"x" * 60_000_000), Content_Type=FORM["Content-Type"]),
 ]
 
-INNER = form_body(IMAGE).replace(b"--sif", b"--inner")
+INNER, INNER_KIND = form_body(IMAGE).replace(b"--sif", b"--inner"), "multipart/form-data; boundary=inner"
+IN_BASE64 = b"Content-Transfer-Encoding: base64\r\n" + form_part("image", base64.b64encode(encoded()), filename="x")
 FORMS = [
     form("nothing", 422, "image"),
     form("no image", 422, "image", QUESTION),
@@ -549,23 +532,9 @@ FORMS = [
     form("part of headers only", 400, "form", b"Content-Type: image/png"),
     form("header of 10 kB", 400, "form", b"X: " + b"x" * 10_000 + b"\r\n" + IMAGE, QUESTION),
     form("100 headers in a part", 400, "form", 100 * b"X: x\r\n" + IMAGE, QUESTION),
-    form(
-        "form in the form",
-        400,
-        "none of PNG",
-        form_part("image", INNER, "multipart/form-data; boundary=inner", "x"),
-        QUESTION,
-    ),
-    form(
-        "image in base64",
-        400,
-        "none of PNG",
-        b"Content-Transfer-Encoding: base64\r\n" + form_part("image", base64_of(encoded()).encode(), filename="x"),
-        QUESTION,
-    ),
-    body(
-        "form that is not closed", 422, "question", form_body(IMAGE, QUESTION)[:-12], Content_Type=FORM["Content-Type"]
-    ),
+    form("form in the form", 400, "none of PNG", form_part("image", INNER, INNER_KIND, "x"), QUESTION),
+    form("image in base64", 400, "none of PNG", IN_BASE64, QUESTION),
+    body("form not closed", 422, "question", form_body(IMAGE, QUESTION)[:-12], Content_Type=FORM["Content-Type"]),
     form("another boundary", 400, "form", IMAGE, QUESTION, kind="multipart/form-data; boundary=other"),
     form("no boundary", 400, "boundary", IMAGE, QUESTION, kind="multipart/form-data"),
     form("empty boundary", 400, "form", IMAGE, QUESTION, kind="multipart/form-data; boundary="),
@@ -573,6 +542,7 @@ FORMS = [
     form("charset without texts", 400, "form", IMAGE, QUESTION, kind=FORM["Content-Type"] + "; charset=undefined"),
 ]
 
+FRAME = Image.new("RGB", (40, 30))
 FORMATS = ("PNG", "JPEG", "WEBP")
 IMAGES = [
     *(
@@ -612,12 +582,7 @@ IMAGES = [
     image("JPEG signature alone", 400, "image_unreadable", lambda: b"\xff\xd8\xff"),
     image("WebP signature alone", 400, "image_unreadable", lambda: b"RIFF\x00\x00\x00\x00WEBP"),
     image("zip", 400, "none of PNG", zipped),
-    image(
-        "animated GIF",
-        400,
-        "none of PNG",
-        lambda: encoded(form="GIF", save_all=True, append_images=[Image.new("RGB", (40, 30))]),
-    ),
+    image("animated GIF", 400, "none of PNG", partial(encoded, form="GIF", save_all=True, append_images=[FRAME])),
     *(
         image(f"PNG header of {width} x {height}", 400, "image_unreadable", partial(promised_png, width, height))
         for width, height in ((0, 0), (0, 40), (40, 0), (40, 30))
@@ -687,18 +652,7 @@ RAW = [
     raw("length too short", 400, NOT_HTTP, *ASKS, "Content-Length: 5", content=dumped(good_sif())),
     raw("length too long", 0, "", *ASKS, "Content-Length: 999", content=b"{}", then_closed=True),
     raw("no content type", 415, "content-type", POST, HOST, ALICE, TWO_BYTES, content=b"{}"),
-    raw(
-        "two content types",
-        415,
-        "text/plain",
-        POST,
-        HOST,
-        ALICE,
-        "Content-Type: text/plain",
-        AS_JSON,
-        TWO_BYTES,
-        content=b"{}",
-    ),
+    raw("two content types", 415, "text/plain", POST, HOST, ALICE, "Content-Type: text/plain", AS_JSON),
     raw("two keys, wrong first", 401, "not known", POST, HOST, "Authorization: Bearer x", ALICE, AS_JSON),
     raw("key of 100 kB", 401, "not known", POST, HOST, "Authorization: Bearer " + "x" * 100_000),
     raw("key of other bytes", 401, "not known", POST, HOST, b"Authorization: Bearer \xff\xfe\xe4"),

@@ -58,9 +58,9 @@ async def slope(photo: Image.Image) -> np.ndarray:
     return np.tile(np.linspace(0, 1, photo.width), (photo.height, 1))
 
 
-def encoded(size=(40, 30), form="PNG", **options) -> bytes:
+def encoded(size=(40, 30), form="PNG", mode="RGB", **options) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", size, (200, 30, 30)).save(buffer, format=form, **options)
+    Image.new("RGB", size, (200, 30, 30)).convert(mode).save(buffer, format=form, **options)
     return buffer.getvalue()
 
 

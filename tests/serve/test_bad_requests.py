@@ -175,14 +175,14 @@ def test_no_address_is_fetched(server):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_real_application_refuses_the_same(ray_local, monkeypatch):
-    monkeypatch.setenv("SIF_TEST_KEYS", f"alice: {KEY}")
+def test_the_real_application_refuses_the_same(ray_local, tmp_path):
+    (tmp_path / "keys").write_text(f"alice: {KEY}")
     config = ServeConfig(
         policy="toy",
         depth_model="toy",
         port=0,
         max_tokens=8,
-        api_keys_env="SIF_TEST_KEYS",
+        api_keys_file=str(tmp_path / "keys"),
         engine=EngineConfig(max_model_len=512, max_num_seqs=8, kv_cache_gib=0.25),
     )
     faults = []
