@@ -24,6 +24,7 @@ from sif_ray.serve.protocol import ChatRequest, Problem, Refusal, SifRequest, Si
 from sif_ray.serve.service import SifService
 
 _MESSAGE_END_CHARS = 500  # what was sent is part of some messages, and may be long
+_MAX_COMMAS = 100_000  # of JSON; every value that is none of ours costs a kilobyte, and a body has room for millions
 _OVERHEAD_BYTES = 64 * 1024  # of a body beside the image: question, field names, boundaries
 
 _BODY: dict[str, Any] = {
@@ -67,7 +68,7 @@ def build_api(service: SifService, keys: Keys) -> FastAPI:
 
     @api.exception_handler(HTTPException)
     async def refuse_otherwise(request: Request, error: HTTPException) -> JSONResponse:
-        return _problem(error.status_code, f"{request.method} {request.scope['path']}: {error.detail}", error.headers)
+        return _problem(error.status_code, f"{request.method} {request.url.path}: {error.detail}", error.headers)
 
     async def known(request: Request) -> str:
         return keys.holder(request.headers.get("authorization", ""))
@@ -164,6 +165,8 @@ def _max_chat_bytes(config: ServeConfig) -> int:
 
 
 def _validated(kind: type[Asked], body: bytes) -> Asked:
+    if body.count(b",") > _MAX_COMMAS:
+        raise RequestRefused(413, f"the request has more than {_MAX_COMMAS} commas, so too many values")
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
