@@ -18,7 +18,9 @@ _COMMON_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")  # MPO: a JPEG with further pic
 _COMMON_MODES = ("1", "L", "P", "RGB")
 _JPEG_QUALITY = 95
 
-PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, struct.error)
+PILLOW_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, AssertionError, struct.error
+)  # fmt: skip
 """What Pillow raises for damaged files."""
 
 
@@ -103,7 +105,7 @@ def _photo_errors(limits: Limits) -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise PhotoError("image_unreadable", f"none of {', '.join(limits.formats)}") from error
     except PILLOW_ERRORS as error:
-        raise PhotoError("image_unreadable", f"cannot be decoded: {error}") from error
+        raise PhotoError("image_unreadable", f"cannot be decoded: {str(error) or 'broken'}") from error
 
 
 def _check_size(size: tuple[int, int], limits: Limits) -> None:

@@ -15,6 +15,7 @@ from openai.types.chat import ChatCompletionChunk
 from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from sif_ray.config import ServeConfig
 from sif_ray.serve.access import Keys, Places, Rate
@@ -25,6 +26,8 @@ from sif_ray.serve.protocol import EVENT_NAMES, ChatRequest, Problem, Refusal, S
 from sif_ray.serve.record import Recorded, RequestRecord, current
 from sif_ray.serve.service import SifService
 
+_MESSAGE_END_CHARS = 500  # what was sent is part of some messages, and may be long
+_MAX_COMMAS = 100_000  # of JSON; every value that is none of ours costs a kilobyte, and a body has room for millions
 _OVERHEAD_BYTES = 64 * 1024  # of a body beside the image: question, field names, boundaries
 
 _BODY: dict[str, Any] = {
@@ -55,7 +58,7 @@ _SIF_REPLIES: dict[int | str, dict[str, Any]] = {
 }
 _CHAT_REPLIES: dict[int | str, dict[str, Any]] = {
     200: {"description": "OpenAI's chat completion, or its chunks as server-sent events with `stream`"},
-    **{status: {"model": Refusal} for status in (400, 401, 404, 413, 422, 429, 503, 504)},
+    **{status: {"model": Refusal} for status in (400, 401, 404, 413, 415, 422, 429, 503, 504)},
 }
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error", 503: "server_error", 504: "server_error"}
@@ -135,7 +138,7 @@ def build_api(
     async def chat(request: Request) -> Response:
         deadline = _Deadline(config.timeout_s)
         async with deadline.kept():
-            asked = _validated(ChatRequest, await _read_body(request, _max_chat_bytes(config)))
+            asked = await _read_chat(request, _max_chat_bytes(config))
             if not asked.stream:
                 return _json(await chats.complete(asked))
             chunks = await chats.stream(asked)
@@ -171,6 +174,8 @@ def _problem(status: int, message: str, headers: Mapping[str, str] | None = None
 
 
 def _refusal(status: int, message: str) -> Refusal:
+    if len(message) > 2 * _MESSAGE_END_CHARS:
+        message = f"{message[:_MESSAGE_END_CHARS]} ... {message[-_MESSAGE_END_CHARS:]}"
     return Refusal(error=Problem(message=message, type=_TYPES.get(status, "invalid_request_error")))
 
 
@@ -231,15 +236,27 @@ def _max_chat_bytes(config: ServeConfig) -> int:
 
 
 def _validated(kind: type[Asked], body: bytes) -> Asked:
+    if body.count(b",") > _MAX_COMMAS:
+        raise RequestRefused(413, f"the request has more than {_MAX_COMMAS} commas, so too many values")
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
         raise RequestRefused(422, _first_error(error.errors(include_url=False, include_input=False))) from error
 
 
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def _read_chat(request: Request, max_bytes: int) -> ChatRequest:
+    if (kind := _content_type(request)) != "application/json":
+        raise RequestRefused(415, f"content-type is {kind!r}; send application/json")
+    return _validated(ChatRequest, await _read_body(request, max_bytes))
+
+
 async def _read_request(request: Request, max_image_bytes: int) -> tuple[bytes, str]:
     """Encoded image and question of either form."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = _content_type(request)
     if kind == "application/json":
         asked = _validated(SifRequest, await _read_body(request, 4 * max_image_bytes // 3 + _OVERHEAD_BYTES))
         return decode_base64(asked.image), asked.question
@@ -252,11 +269,16 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
     """The whole body, never holding more than `max_bytes` of it."""
     parts: list[bytes] = []
     size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > max_bytes:
-            raise RequestRefused(413, f"the request has more than {max_bytes} bytes; send a smaller image")
-        parts.append(part)
+    if coding := request.headers.get("content-encoding"):
+        raise RequestRefused(415, f"content-encoding is {coding!r}; send the request without one")
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > max_bytes:
+                raise RequestRefused(413, f"the request has more than {max_bytes} bytes; send a smaller image")
+            parts.append(part)
+    except ClientDisconnect as error:
+        raise RequestRefused(400, "the client hung up before the request was whole") from error
     return b"".join(parts)
 
 
@@ -265,9 +287,7 @@ async def _read_form(request: Request, body: bytes) -> tuple[bytes, str]:
         return {"type": "http.request", "body": body, "more_body": False}
 
     try:
-        async with Request(request.scope, receive).form(
-            max_files=1, max_fields=1, max_part_size=_OVERHEAD_BYTES
-        ) as form:
+        async with Request(request.scope, receive).form(max_files=1, max_fields=1, max_part_size=len(body)) as form:
             image, question = form.get("image"), form.get("question")
             if not isinstance(image, UploadFile):
                 raise RequestRefused(422, "image: the form has no file of this name")
@@ -276,6 +296,8 @@ async def _read_form(request: Request, body: bytes) -> tuple[bytes, str]:
             return await image.read(), question
     except HTTPException as error:  # how Starlette reports a broken form
         raise RequestRefused(400, f"the form cannot be read: {error.detail}") from error
+    except UnicodeError as error:
+        raise RequestRefused(400, f"the form cannot be read: its charset does not fit: {error}") from error
 
 
 def _first_error(errors: Sequence[Any]) -> str:

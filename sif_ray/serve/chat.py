@@ -95,7 +95,7 @@ class ChatService:
     async def _ask(self, request: ChatRequest) -> Ask:
         texts = [text for message in request.messages for text in _texts(message)]
         images = [image for message in request.messages for image in _images(message)]
-        self._service.check_length("messages: their text", "".join(texts))
+        self._service.check_text("messages: their text", "".join(texts))
         if request.model == self._sif:
             if len(request.messages) > 1 or request.messages[0].role != "user" or len(images) != 1:
                 raise RequestRefused(

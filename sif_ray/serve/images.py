@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 
 from sif_ray.datagen import pictures
@@ -14,6 +15,12 @@ MAX_ASPECT = 8.0
 """Longer over shorter side. Depth models enlarge the shorter side to a fixed length, so a narrow strip of few pixels
 would become a huge image; Qwen-VL's processor refuses strips too."""
 
+MAX_SCANS = 100
+"""Of a JPEG; encoders write about ten. The decoder goes over all pixels for each, and 60 bytes make one: a megabyte of
+them would keep a thread busy for a quarter of an hour."""
+
+_SCAN = b"\xff\xda"  # the marker before each; in pixel data, 0xff is never followed by it
+_ADDRESS = re.compile(r"(?!data:)[a-z][a-z0-9+.-]*:", re.IGNORECASE)  # base64 has no colon
 _STATUS = {"image_unreadable": 400, "image_too_large": 413, "image_too_thin": 422}
 
 
@@ -28,9 +35,9 @@ class RequestRefused(ValueError):
 
 def decode_base64(text: str) -> bytes:
     """The bytes of base64 text or of a base64 data URL. Raises `RequestRefused` for anything else."""
-    if text.startswith(("http://", "https://", "file:")):
+    if _ADDRESS.match(text):
         raise RequestRefused(400, "image is an address; addresses are not fetched, send the image itself as base64")
-    if text.startswith("data:"):
+    if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
         if not comma or not head.endswith(";base64"):
             raise RequestRefused(400, "image is a data URL without ';base64,'; encode the image as base64")
@@ -46,6 +53,8 @@ def read_photo(encoded: bytes, max_bytes: int, max_pixels: int) -> Photo:
         raise RequestRefused(400, "image is empty")
     if len(encoded) > max_bytes:
         raise RequestRefused(413, f"image has {len(encoded)} bytes; at most {max_bytes} are accepted")
+    if encoded.startswith(b"\xff\xd8") and encoded.count(_SCAN) > MAX_SCANS:
+        raise RequestRefused(413, f"image has {encoded.count(_SCAN)} scans; at most {MAX_SCANS} are decoded")
     try:
         return pictures.read(encoded, Limits(FORMATS, min_side_px=1, max_aspect=MAX_ASPECT, max_pixels=max_pixels))
     except PhotoError as error:

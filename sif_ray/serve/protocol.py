@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 
 class SifRequest(BaseModel):
@@ -96,9 +96,10 @@ EVENT_NAMES: dict[type[BaseModel], str] = {
 
 
 class _Strict(BaseModel):
-    """What is not supported is refused by name: ignored, it would change the answer unseen."""
+    """What is not supported is refused by name: ignored, it would change the answer unseen. So is a value of another
+    type, which would be guessed at: true is not 1, and "yes" is not true."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class TextPart(_Strict):
@@ -116,9 +117,19 @@ class ImagePart(_Strict):
     image_url: ImageUrl
 
 
+Parts = list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+
+
+def _form(content: Any) -> str:
+    return "parts" if isinstance(content, list) else "text"
+
+
 class ChatMessage(_Strict):
     role: Literal["system", "user", "assistant"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    content: Annotated[
+        Annotated[str, Tag("text")] | Annotated[Parts, Tag("parts")],
+        Discriminator(_form),  # so that an error is told of the form that was sent
+    ]
     name: str | None = None
 
 
@@ -141,8 +152,8 @@ class ChatRequest(_Strict):
     top_p: float | None = Field(None, gt=0, le=1)
     max_tokens: int | None = Field(None, ge=1, description="at most what the server allows, which also bounds it")
     max_completion_tokens: int | None = Field(None, ge=1, description="the newer name of max_tokens")
-    seed: int | None = None
-    n: Literal[1] | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    n: Annotated[int, Field(ge=1, le=1)] | None = None
     stop: None = None
     logprobs: Literal[False] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None

@@ -139,14 +139,16 @@ class SifService:
         question = question.strip()
         if not question:
             raise RequestRefused(422, "question is blank")
-        self.check_length("question", question)
+        self.check_text("question", question)
         photo = await self.read_photo(encoded)
         encoded_depth = await self._estimate_depth(photo.encoded)
         images = (photo.encoded, encoded_depth) if self.config.prompt.depth_image else (photo.encoded,)
         return Ask(images, sampling, question=question, seed=seed), encoded_depth
 
-    def check_length(self, name: str, text: str) -> None:
-        """Raise `RequestRefused` for a text that is longer than the server accepts."""
+    def check_text(self, name: str, text: str) -> None:
+        """Raise `RequestRefused` for a text that is longer than the server accepts, or that was not sent as UTF-8."""
+        if "\0" in text:
+            raise RequestRefused(422, f"{name} holds a NUL character; send text as UTF-8")
         if len(text) > self.config.max_question_chars:
             limit = self.config.max_question_chars
             raise RequestRefused(413, f"{name} has {len(text)} characters; at most {limit} are accepted")

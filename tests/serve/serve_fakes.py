@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterator
+import multiprocessing
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 import numpy as np
+import psutil
+import uvicorn
 from PIL import Image
 
+from sif_ray.config import ServeConfig
 from sif_ray.depth.encoding import depth_png
-from sif_ray.serve.service import Ask, Generation, Refused
+from sif_ray.serve.access import Keys
+from sif_ray.serve.api import build_api
+from sif_ray.serve.service import Ask, Generation, Refused, SifService
 
 TRACE = (
     '<think><area>[{"bbox_2d":[0.000,0.000,1.000,1.000],"depth":0.500}]</area>\n<text>Look at the whole image.</text>'
@@ -52,7 +60,25 @@ async def slope(photo: bytes) -> bytes:
     return depth_png(np.tile(np.linspace(0, 1, width), (height, 1)))
 
 
-def encoded(size=(40, 30), form="PNG", **options) -> bytes:
+def encoded(size=(40, 30), form="PNG", mode="RGB", **options) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", size, (200, 30, 30)).save(buffer, format=form, **options)
+    Image.new("RGB", size, (200, 30, 30)).convert(mode).save(buffer, format=form, **options)
     return buffer.getvalue()
+
+
+@contextmanager
+def http_server(config: ServeConfig, keys: dict[str, str]) -> Iterator[tuple[str, psutil.Process]]:
+    """The HTTP interface around the fakes in a process of its own: its base URL, and the process."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # accepts at once; the server answers when it is there
+        process = multiprocessing.get_context("spawn").Process(target=_serve, args=(listener, config, keys))
+        process.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", psutil.Process(process.pid)
+        finally:
+            process.terminate()
+            process.join()
+
+
+def _serve(listener: socket.socket, config: ServeConfig, keys: dict[str, str]) -> None:
+    api = build_api(SifService(config, slope, Policy()), Keys(keys))
+    uvicorn.Server(uvicorn.Config(api, log_level="error")).run(sockets=[listener])

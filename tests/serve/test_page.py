@@ -30,6 +30,7 @@ from PIL import Image
 from serve_fakes import Policy, encoded, slope
 
 from sif_ray.config import EngineConfig, ServeConfig
+from sif_ray.depth.encoding import depth_png
 from sif_ray.method.boxes import FULL_IMAGE, Box
 from sif_ray.method.depth_code import box_mean, from_disparity
 from sif_ray.method.trace import EXPLANATIONS, AreaBox, Step, Trace
@@ -88,8 +89,8 @@ class Held(Policy):
                     yield replace(part, text=character)
 
 
-async def true_depth(photo: Image.Image) -> np.ndarray:
-    return DEPTH_REL
+async def true_depth(photo: bytes) -> bytes:
+    return depth_png(DEPTH_REL)
 
 
 @contextlib.contextmanager
