@@ -21,7 +21,7 @@ from transformers import AutoConfig
 from sif_ray.config import ConfigError, LoraConfig
 from sif_ray.policy.model import in_vision_tower, resolve_model
 from sif_ray.policy.shards import StoredWeights, skeleton
-from sif_ray.policy.stored_adapter import StoredAdapter, read_adapter
+from sif_ray.policy.stored_adapter import CONFIG, StoredAdapter, read_adapter
 
 TRAINED, REFERENCE = "default", "reference"
 SEED = 0  # of the initial A: equal on every rank and in every run
@@ -48,9 +48,7 @@ def starting_adapter(config: LoraConfig, base: str) -> StoredAdapter:
 
     Raises `ConfigError` when it is of another base, or its rank or alpha is not that of `config`.
     """
-    folder = Path(resolve_model(base))
-    stored = read_adapter(Path(config.adapter), skeleton(AutoConfig.from_pretrained(folder)))
-    stored.check_base(StoredWeights(folder).shapes, f"learner.lora.adapter = {config.adapter!r}", base)
+    stored = _find_adapter(config.adapter, base, "learner.lora.adapter")
     scaling = (config.alpha or 2 * config.rank) / config.rank if config.rank else 0.0
     if (stored.rank, stored.scaling) != (config.rank, scaling):
         raise ConfigError(
@@ -63,6 +61,30 @@ def starting_adapter(config: LoraConfig, base: str) -> StoredAdapter:
             f"learner.lora.adapter = {config.adapter!r} has whole layers (modules_to_save), e.g. "
             f"{min(stored.whole)}; merge it into the policy first (sif-ray export) and start from that"
         )
+    return stored
+
+
+def check_served_adapter(adapter: str, base: str, field: str) -> None:
+    """Raise `ConfigError` unless the folder `adapter` has a LoRA adapter of the policy `base` that vLLM can put beside
+    others: it changes the linear layers of the language model, and neither the vision tower nor the output layer."""
+    if not (Path(adapter) / CONFIG).is_file():
+        raise ConfigError(f"{field} = {adapter!r}: has no {CONFIG}; name the folder of a LoRA adapter")
+    stored = _find_adapter(adapter, base, field)
+    if others := [*stored.whole, *(name for name in stored.low_rank if not _in_language_layers(name))]:
+        raise ConfigError(
+            f"{field} = {adapter!r}: changes {min(others)}, and vLLM takes adapters of the language model's layers "
+            f"only; merge it (sif-ray export {adapter} --base {base} --output MERGED) and serve that as policy"
+        )
+
+
+def _in_language_layers(name: str) -> bool:
+    return ".layers." in name and not in_vision_tower(name)
+
+
+def _find_adapter(adapter: str, base: str, field: str) -> StoredAdapter:
+    folder = Path(resolve_model(base))
+    stored = read_adapter(Path(adapter), skeleton(AutoConfig.from_pretrained(folder)))
+    stored.check_base(StoredWeights(folder).shapes, f"{field} = {adapter!r}", base)
     return stored
 
 

@@ -9,7 +9,7 @@ import io
 import itertools
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,7 @@ class RolloutRequest:
     sampling: SamplingConfig
     seed: int | None = None  # None = the engine's own stream; equal seeds repeat a group only in an equal batch
     messages: tuple[Message, ...] = ()  # a chat in place of the engine's prompt for the question
+    adapter: str = ""  # one of the engine's adapters; "" = the policy itself
 
 
 class RolloutEngine:
@@ -73,11 +74,14 @@ class RolloutEngine:
         seed: int = 0,
         version: int = 0,
         engine_id: str = "engine 0",
+        adapters: Mapping[str, str] | None = None,
     ) -> None:
         """`model` is a checkpoint folder or hub id whose weights are `version`; max_pixels 0 = the checkpoint's limit.
 
-        `dtype` None is float32 on a CPU and the checkpoint's own type elsewhere.
+        `dtype` None is float32 on a CPU and the checkpoint's own type elsewhere. `adapters` are LoRA adapters by name,
+        as folders in peft's layout; an engine with adapters takes no weight updates.
         """
+        self._adapters = dict(adapters or {})
         self.engine_id = engine_id
         self._model = resolve_model(model)
         self._config = config
@@ -111,6 +115,7 @@ class RolloutEngine:
                 dtype=self._dtype or ("float32" if cpu else "auto"),
                 image_size_limits=self._processor.image_size_limits(),
                 seed=self._seed,
+                adapters=self._adapters,
             )
         await self._client.open(self._version)
         _return_memory()
@@ -177,6 +182,10 @@ class RolloutEngine:
         loading fails half-way (the engine is ended).
         """
         client, _ = self._started()
+        if self._adapters:
+            raise WeightSyncError(
+                f"{self.engine_id} has adapters, which belong to the weights that it was started with"
+            )
         async with self._updating:
             started = time.monotonic()
             if update.version <= self._version:
@@ -236,6 +245,7 @@ class RolloutEngine:
             stop_token_id=processor.eos_token_id,
             forbidden_token_id=processor.image_token_id,
             seed=None if request.seed is None else _spread(request.seed),
+            adapter=request.adapter,
         )
 
     def _started(self) -> tuple[VllmClient, PolicyProcessor]:

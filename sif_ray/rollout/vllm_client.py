@@ -10,20 +10,24 @@ encoder caches, so a request that goes on is recomputed under the new weights fr
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import psutil
 from PIL import Image
-from vllm import AsyncEngineArgs, SamplingParams, TokensPrompt
+from vllm import AsyncEngineArgs, RequestOutput, SamplingParams, TokensPrompt
 from vllm.config import WeightTransferConfig
+from vllm.config.lora import MaxLoRARanks
 from vllm.config.model import ModelDType
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.exceptions import VLLMValidationError
+from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.utils.network_utils import get_ip
@@ -68,6 +72,7 @@ class EngineRequest:
     stop_token_id: int
     forbidden_token_id: int
     seed: int | None
+    adapter: str = ""  # by the name that the engine was started with; "" = the policy itself
 
     def prompt(self) -> TokensPrompt:
         return TokensPrompt(
@@ -124,6 +129,17 @@ class _PromptCounter(StatLoggerBase):
         """Nothing to say."""
 
 
+def _lora_arguments(folders: Sequence[str]) -> dict[str, Any]:
+    """For an engine that holds the adapters of these folders, all of them usable in one batch."""
+    if not folders:
+        return {}
+    ranks = [json.loads((Path(folder) / "adapter_config.json").read_text())["r"] for folder in folders]
+    room = min(size for size in get_args(MaxLoRARanks) if size >= max(ranks))
+    # One more on a CPU, where a request without an adapter, beside one with an adapter, is given the last slot: it must
+    # stay empty. Slots are taken from the first on.
+    return {"enable_lora": True, "max_loras": len(folders) + on_cpu(), "max_lora_rank": room}
+
+
 def on_cpu() -> bool:
     """Whether vLLM runs on the CPU in this process."""
     return bool(current_platform.is_cpu())
@@ -133,9 +149,20 @@ class VllmClient:
     """One `AsyncLLM`. Create it in the event loop that will use it, in an environment made for it."""
 
     def __init__(
-        self, model: str, config: EngineConfig, *, dtype: ModelDType, image_size_limits: dict[str, Any], seed: int
+        self,
+        model: str,
+        config: EngineConfig,
+        *,
+        dtype: ModelDType,
+        image_size_limits: dict[str, Any],
+        seed: int,
+        adapters: Mapping[str, str] | None = None,
     ) -> None:
-        arguments: dict[str, Any] = {}
+        """`adapters`: name of each LoRA adapter to its folder, in peft's layout."""
+        self._adapters = {
+            name: LoRARequest(name, number, folder) for number, (name, folder) in enumerate((adapters or {}).items(), 1)
+        }
+        arguments: dict[str, Any] = _lora_arguments(list((adapters or {}).values()))
         if on_cpu():
             arguments |= {
                 "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
@@ -194,7 +221,7 @@ class VllmClient:
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            async for output in self._llm.generate(request.prompt(), params, request.request_id):
+            async for output in self._outputs(request, params):
                 if output.finished:
                     return list(output.prompt_token_ids or ()), [_completion(item) for item in output.outputs]
         raise EngineDiedError(f"request {request.request_id} ended without an output")
@@ -203,10 +230,14 @@ class VllmClient:
         """One sample of one prompt while it is written. Closing the generator ends the request."""
         with _engine_errors():
             params = request.sampling_params(output_kind=RequestOutputKind.DELTA)
-            async for output in self._llm.generate(request.prompt(), params, request.request_id):
+            async for output in self._outputs(request, params):
                 [written] = output.outputs
                 num_prompt_tokens = len(output.prompt_token_ids or ())
                 yield Delta(written.text, len(written.token_ids), _finish(written), num_prompt_tokens)
+
+    def _outputs(self, request: EngineRequest, params: SamplingParams) -> AsyncGenerator[RequestOutput]:
+        adapter = self._adapters[request.adapter] if request.adapter else None
+        return self._llm.generate(request.prompt(), params, request.request_id, lora_request=adapter)
 
     def take_prompt_tokens(self) -> PromptTokens:
         """What was asked and computed since the last call."""

@@ -15,7 +15,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
 from sif_ray.config import ConfigError, ServeConfig
-from sif_ray.serve.images import RequestRefused
+from sif_ray.serve.refusal import RequestRefused
 
 ANYBODY = "anybody"
 """The caller where no keys are configured: everybody shares one rate."""

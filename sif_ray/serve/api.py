@@ -20,10 +20,10 @@ from starlette.requests import ClientDisconnect
 from sif_ray.config import ServeConfig
 from sif_ray.serve.access import Keys, Places, Rate
 from sif_ray.serve.chat import MAX_CHAT_IMAGES, ChatService
-from sif_ray.serve.images import RequestRefused, decode_base64
 from sif_ray.serve.page_files import add_page
 from sif_ray.serve.protocol import EVENT_NAMES, ChatRequest, Problem, Refusal, SifEvent, SifRequest, SifResponse
 from sif_ray.serve.record import Recorded, RequestRecord, current
+from sif_ray.serve.refusal import RequestRefused
 from sif_ray.serve.service import SifService
 
 _MESSAGE_END_CHARS = 500  # what was sent is part of some messages, and may be long
@@ -38,7 +38,11 @@ _BODY: dict[str, Any] = {
             "schema": {
                 "type": "object",
                 "required": ["image", "question"],
-                "properties": {"image": {"type": "string", "format": "binary"}, "question": {"type": "string"}},
+                "properties": {
+                    "image": {"type": "string", "format": "binary"},
+                    "question": {"type": "string"},
+                    "model": {"type": "string"},
+                },
             }
         },
     },
@@ -123,10 +127,10 @@ def build_api(
     ) -> SifResponse | Response:
         deadline = _Deadline(config.timeout_s)
         async with deadline.kept():
-            image, question = await _read_request(request, config.max_image_bytes)
+            asked = await _read_request(request, service)
             if not stream:
-                return await service.answer(image, question)
-            events = await service.stream(image, question)
+                return await service.answer(*asked)
+            events = await service.stream(*asked)
         return _streamed(events, deadline, _sif_event)
 
     @api.post(
@@ -254,12 +258,13 @@ async def _read_chat(request: Request, max_bytes: int) -> ChatRequest:
     return _validated(ChatRequest, await _read_body(request, max_bytes))
 
 
-async def _read_request(request: Request, max_image_bytes: int) -> tuple[bytes, str]:
-    """Encoded image and question of either form."""
+async def _read_request(request: Request, service: SifService) -> tuple[bytes, str, str]:
+    """Encoded image, question and model of either form."""
+    max_image_bytes = service.config.max_image_bytes
     kind = _content_type(request)
     if kind == "application/json":
         asked = _validated(SifRequest, await _read_body(request, 4 * max_image_bytes // 3 + _OVERHEAD_BYTES))
-        return decode_base64(asked.image), asked.question
+        return await service.load_image(asked.image), asked.question, asked.model
     if kind == "multipart/form-data":
         return await _read_form(request, await _read_body(request, max_image_bytes + _OVERHEAD_BYTES))
     raise RequestRefused(415, f"content-type is {kind!r}; send application/json or multipart/form-data")
@@ -282,18 +287,20 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-async def _read_form(request: Request, body: bytes) -> tuple[bytes, str]:
+async def _read_form(request: Request, body: bytes) -> tuple[bytes, str, str]:
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": body, "more_body": False}
 
     try:
-        async with Request(request.scope, receive).form(max_files=1, max_fields=1, max_part_size=len(body)) as form:
-            image, question = form.get("image"), form.get("question")
+        async with Request(request.scope, receive).form(max_files=1, max_fields=2, max_part_size=len(body)) as form:
+            image, question, model = form.get("image"), form.get("question"), form.get("model", "")
             if not isinstance(image, UploadFile):
                 raise RequestRefused(422, "image: the form has no file of this name")
             if not isinstance(question, str):
                 raise RequestRefused(422, "question: the form has no text field of this name")
-            return await image.read(), question
+            if not isinstance(model, str):
+                raise RequestRefused(422, "model: is a file; send its name as text")
+            return await image.read(), question, model
     except HTTPException as error:  # how Starlette reports a broken form
         raise RequestRefused(400, f"the form cannot be read: {error.detail}") from error
     except UnicodeError as error:

@@ -1,8 +1,9 @@
 """OpenAI's chat completions by a `SifService`. No HTTP here; replies are the openai package's own types.
 
-Two models: `sif` takes one question about one image, shows the policy what it was trained on and answers with the
-content of the answer block; the thinking is `reasoning_content`, the field other servers of reasoning models use.
-`sif-plain` hands the messages to the policy as they are, and all that it writes is the content.
+Two models for the policy, and two for each of its adapters. `sif` takes one question about one image, shows the policy
+what it was trained on and answers with the content of the answer block; the thinking is `reasoning_content`, the field
+other servers of reasoning models use. `sif-plain` hands the messages to the policy as they are, and all that it writes
+is the content.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from sif_ray.config import SamplingConfig
 from sif_ray.serve.answer_split import AnswerSplit, Part, split_answer
-from sif_ray.serve.images import RequestRefused, decode_base64
 from sif_ray.serve.protocol import ChatMessage, ChatRequest, ImagePart
+from sif_ray.serve.record import current
+from sif_ray.serve.refusal import RequestRefused
 from sif_ray.serve.service import Ask, Generation, Refused, SifService, accepted
 
+PLAIN = "-plain"
 MAX_CHAT_IMAGES = 2  # what an engine is started for
 
 
@@ -29,20 +32,17 @@ class ChatService:
 
     def __init__(self, service: SifService) -> None:
         self._service = service
-        self._sif = service.config.model_name
-        self._plain = f"{self._sif}-plain"
+        self._plain = {f"{name}{PLAIN}": adapter for name, adapter in service.models.items()}
+        self._names = (*service.models, *self._plain)
         self._started_s = int(time.time())
 
     def models(self) -> list[Model]:
-        return [
-            Model(id=name, created=self._started_s, object="model", owned_by="sif_ray")
-            for name in (self._sif, self._plain)
-        ]
+        return [Model(id=name, created=self._started_s, object="model", owned_by="sif_ray") for name in self._names]
 
     async def complete(self, request: ChatRequest) -> ChatCompletion:
         """The whole reply. Raises `RequestRefused`."""
         written = accepted(await self._service.policy.generate(await self._ask(request)))
-        part = split_answer(written.text) if request.model == self._sif else Part(answer=written.text)
+        part = Part(answer=written.text) if request.model in self._plain else split_answer(written.text)
         message = {"role": "assistant", "content": part.answer} | _reasoning(part)
         return ChatCompletion.model_validate(
             {
@@ -81,7 +81,7 @@ class ChatService:
         num_tokens = 0
         async for generation in _chained(first, others):
             num_tokens += generation.num_tokens
-            plain = request.model == self._plain
+            plain = request.model in self._plain
             if delta := _delta(Part(answer=generation.text) if plain else split.feed(generation.text)):
                 yield chunk(delta)
             if generation.finish_reason:
@@ -96,28 +96,34 @@ class ChatService:
         texts = [text for message in request.messages for text in _texts(message)]
         images = [image for message in request.messages for image in _images(message)]
         self._service.check_text("messages: their text", "".join(texts))
-        if request.model == self._sif:
+        if request.model not in self._names:
+            raise RequestRefused(404, f"model {request.model!r} is not served; there are {', '.join(self._names)}")
+        if request.model not in self._plain:
             if len(request.messages) > 1 or request.messages[0].role != "user" or len(images) != 1:
                 raise RequestRefused(
                     422,
-                    f"messages: {self._sif!r} takes one user message with one image and a question, as the policy was "
-                    f"trained; {len(request.messages)} messages with {len(images)} images were sent. {self._plain!r} "
-                    "takes other chats",
+                    f"messages: {request.model!r} takes one user message with one image and a question, as the policy "
+                    f"was trained; {len(request.messages)} messages with {len(images)} images were sent. "
+                    f"'{request.model}{PLAIN}' takes other chats",
                 )
             ask, _ = await self._service.prepare(
-                decode_base64(images[0]), "\n".join(texts), self._sampling(request), request.seed
+                await self._service.load_image(images[0]),
+                "\n".join(texts),
+                self._sampling(request),
+                request.model,
+                request.seed,
             )
             return ask
-        if request.model != self._plain:
-            raise RequestRefused(404, f"model {request.model!r} is not served; there are {self._sif}, {self._plain}")
         if not 0 < len(images) <= MAX_CHAT_IMAGES:
             raise RequestRefused(422, f"messages: {len(images)} images were sent; 1 to {MAX_CHAT_IMAGES} are accepted")
-        photos = [await self._service.read_photo(decode_base64(image)) for image in images]
+        current().model = request.model
+        photos = [await self._service.read_photo(await self._service.load_image(image)) for image in images]
         return Ask(
             tuple(photo.encoded for photo in photos),
             self._sampling(request),
             messages=tuple(_message(message) for message in request.messages),
             seed=request.seed,
+            adapter=self._plain[request.model],
         )
 
     def _sampling(self, request: ChatRequest) -> SamplingConfig:

@@ -18,8 +18,8 @@ from sif_ray.config import ServeConfig
 from sif_ray.rollout.errors import EngineDiedError
 from sif_ray.serve.access import Keys
 from sif_ray.serve.api import build_api
-from sif_ray.serve.images import RequestRefused
 from sif_ray.serve.meter import Meter
+from sif_ray.serve.refusal import RequestRefused
 from sif_ray.serve.service import Ask, Generation, Refused, SifService
 
 LOST = (EngineDiedError, RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)

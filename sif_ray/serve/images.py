@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
-from collections.abc import Mapping
 
 from sif_ray.datagen import pictures
 from sif_ray.datagen.pictures import Limits, Photo, PhotoError
+from sif_ray.serve.refusal import RequestRefused
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_ASPECT = 8.0
@@ -20,23 +19,11 @@ MAX_SCANS = 100
 them would keep a thread busy for a quarter of an hour."""
 
 _SCAN = b"\xff\xda"  # the marker before each; in pixel data, 0xff is never followed by it
-_ADDRESS = re.compile(r"(?!data:)[a-z][a-z0-9+.-]*:", re.IGNORECASE)  # base64 has no colon
 _STATUS = {"image_unreadable": 400, "image_too_large": 413, "image_too_thin": 422}
-
-
-class RequestRefused(ValueError):
-    """The request is wrong: `status` is the HTTP status, the message names the field, the value and the way out."""
-
-    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = headers
 
 
 def decode_base64(text: str) -> bytes:
     """The bytes of base64 text or of a base64 data URL. Raises `RequestRefused` for anything else."""
-    if _ADDRESS.match(text):
-        raise RequestRefused(400, "image is an address; addresses are not fetched, send the image itself as base64")
     if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
         if not comma or not head.endswith(";base64"):

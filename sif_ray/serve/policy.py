@@ -15,7 +15,9 @@ from sif_ray.serve.service import Ask, Generation, Refused
 @serve.deployment(logging_config={"enable_access_log": False})  # the gateway writes one line per request
 class Policy:
     async def __init__(self, config: ServeConfig) -> None:
-        self._engine = RolloutEngine(config.policy, config.engine, config.prompt, max_pixels=config.max_pixels)
+        self._engine = RolloutEngine(
+            config.policy, config.engine, config.prompt, max_pixels=config.max_pixels, adapters=config.adapters
+        )
         self._requests = 0
         self._died = ""
         await self._engine.start()
@@ -60,7 +62,15 @@ class Policy:
         self._requests += 1
         name = f"request-{self._requests}"
         return RolloutRequest(
-            name, name, ask.question, ask.images, 1, ask.sampling, seed=ask.seed, messages=ask.messages
+            name,
+            name,
+            ask.question,
+            ask.images,
+            1,
+            ask.sampling,
+            seed=ask.seed,
+            messages=ask.messages,
+            adapter=ask.adapter,
         )
 
     async def check_health(self) -> None:

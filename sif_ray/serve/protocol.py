@@ -10,14 +10,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+_ADDRESSES = "addresses are fetched only from origins that the server's owner allows, by default from none"
+
 
 class SifRequest(BaseModel):
-    """The JSON form of a request; the multipart form has a file `image` and a field `question`."""
+    """The JSON form of a request; the multipart form has a file `image` and fields `question` and `model`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    image: str = Field(description="PNG, JPEG or WebP as base64 or as a data URL; addresses are not fetched")
+    image: str = Field(description=f"PNG, JPEG or WebP as base64 or as a data URL; {_ADDRESSES}")
     question: str
+    model: str = Field("", description="a name that GET /v1/models lists, without `-plain`; empty = the policy itself")
 
     @classmethod
     def of(cls, image: bytes, question: str) -> SifRequest:
@@ -108,7 +111,7 @@ class TextPart(_Strict):
 
 
 class ImageUrl(_Strict):
-    url: str = Field(description="a data URL; addresses are not fetched")
+    url: str = Field(description=f"a data URL; {_ADDRESSES}")
     detail: Literal["auto", "low", "high"] | None = None
 
 

@@ -17,8 +17,9 @@ from sif_ray.config import SamplingConfig, ServeConfig
 from sif_ray.datagen.pictures import Photo
 from sif_ray.method.boxes import is_box
 from sif_ray.method.trace import AreaBox, TraceError, find_answer, find_areas, parse
+from sif_ray.serve.addresses import ADDRESS, Addresses
 from sif_ray.serve.growing_trace import GrowingTrace
-from sif_ray.serve.images import RequestRefused, read_photo
+from sif_ray.serve.images import decode_base64, read_photo
 from sif_ray.serve.protocol import (
     AnswerEvent,
     DepthEvent,
@@ -29,7 +30,8 @@ from sif_ray.serve.protocol import (
     SifResponse,
     StepEvent,
 )
-from sif_ray.serve.record import RecordedPolicy, recorded_depth
+from sif_ray.serve.record import RecordedPolicy, current, recorded_depth
+from sif_ray.serve.refusal import RequestRefused
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Ask:
     question: str = ""
     messages: tuple[dict[str, Any], ...] = ()  # instead of `question`; see `sif_ray.policy.processor.Message`
     seed: int | None = None
+    adapter: str = ""  # "" = the policy itself
 
 
 @dataclass(frozen=True)
@@ -84,31 +87,42 @@ class SifService:
 
     def __init__(self, config: ServeConfig, estimate_depth: EstimateDepth, policy: Policy) -> None:
         self.config = config
+        self.models = {config.model_name: "", **{name: name for name in config.adapters}}
+        """Adapter by the name of the model, "" for the policy itself."""
         self.policy = RecordedPolicy(policy)
         self._estimate_depth = recorded_depth(estimate_depth)
+        self._addresses = Addresses(config.image_origins, config.max_image_bytes)
 
     @property
     def sampling(self) -> SamplingConfig:
         """What the server's owner has set."""
         return SamplingConfig(temperature=self.config.temperature, max_tokens=self.config.max_tokens)
 
-    async def answer(self, encoded: bytes, question: str) -> SifResponse:
-        """The policy's answer with its trace. Raises `RequestRefused` for an image or a question it cannot take."""
+    def adapter_of(self, model: str) -> str:
+        """The adapter of a model's name, "" for the policy itself. Raises `RequestRefused` (404)."""
+        if model not in self.models:
+            raise RequestRefused(404, f"model {model!r} is not served; there are {', '.join(self.models)}")
+        current().model = model
+        return self.models[model]
+
+    async def answer(self, encoded: bytes, question: str, model: str = "") -> SifResponse:
+        """The answer of a model (default: the policy itself) with its trace. Raises `RequestRefused` for an image, a
+        question or a model it cannot take."""
         started_s = time.monotonic()
-        ask, encoded_depth = await self.prepare(encoded, question, self.sampling)
+        ask, encoded_depth = await self.prepare(encoded, question, self.sampling, model)
         depth_done_s = time.monotonic()
         generation = accepted(await self.policy.generate(ask))
         seconds = Seconds(depth=depth_done_s - started_s, generate=time.monotonic() - depth_done_s)
-        return read_output(generation, encoded_depth, seconds, self.config.profile)
+        return self._reply(generation, encoded_depth, seconds)
 
-    async def stream(self, encoded: bytes, question: str) -> AsyncGenerator[SifEvent]:
+    async def stream(self, encoded: bytes, question: str, model: str = "") -> AsyncGenerator[SifEvent]:
         """The same answer while it is written: the depth image, steps and answer as they grow, the whole reply.
 
         Raises `RequestRefused` here, before there is any event, for what `prepare` refuses; what the policy refuses is
         raised in place of the next event.
         """
         started_s = time.monotonic()
-        ask, encoded_depth = await self.prepare(encoded, question, self.sampling)
+        ask, encoded_depth = await self.prepare(encoded, question, self.sampling, model)
         return self._events(ask, encoded_depth, time.monotonic() - started_s)
 
     async def _events(self, ask: Ask, encoded_depth: bytes, depth_s: float) -> AsyncGenerator[SifEvent]:
@@ -127,15 +141,21 @@ class SifService:
                 if trace.answer != answer:
                     yield AnswerEvent(text=trace.answer)
         seconds = Seconds(depth=depth_s, generate=time.monotonic() - asked_s)
-        yield read_output(replace(generation, text=text), encoded_depth, seconds, self.config.profile)
+        yield self._reply(replace(generation, text=text), encoded_depth, seconds)
+
+    def _reply(self, generation: Generation, encoded_depth: bytes, seconds: Seconds) -> SifResponse:
+        reply = read_output(generation, encoded_depth, seconds, self.config.profile)
+        current().valid = reply.valid
+        return reply
 
     async def prepare(
-        self, encoded: bytes, question: str, sampling: SamplingConfig, seed: int | None = None
+        self, encoded: bytes, question: str, sampling: SamplingConfig, model: str = "", seed: int | None = None
     ) -> tuple[Ask, bytes]:
         """A question about a photograph as the policy was trained to see it, and the depth image it is shown.
 
         Raises `RequestRefused`.
         """
+        adapter = self.adapter_of(model or self.config.model_name)
         question = question.strip()
         if not question:
             raise RequestRefused(422, "question is blank")
@@ -143,7 +163,7 @@ class SifService:
         photo = await self.read_photo(encoded)
         encoded_depth = await self._estimate_depth(photo.encoded)
         images = (photo.encoded, encoded_depth) if self.config.prompt.depth_image else (photo.encoded,)
-        return Ask(images, sampling, question=question, seed=seed), encoded_depth
+        return Ask(images, sampling, question=question, seed=seed, adapter=adapter), encoded_depth
 
     def check_text(self, name: str, text: str) -> None:
         """Raise `RequestRefused` for a text that is longer than the server accepts, or that was not sent as UTF-8."""
@@ -152,6 +172,11 @@ class SifService:
         if len(text) > self.config.max_question_chars:
             limit = self.config.max_question_chars
             raise RequestRefused(413, f"{name} has {len(text)} characters; at most {limit} are accepted")
+
+    async def load_image(self, image: str) -> bytes:
+        """The encoded image of base64 text, of a data URL, or behind an address that is allowed. Raises
+        `RequestRefused`."""
+        return await self._addresses.fetch(image) if ADDRESS.match(image) else decode_base64(image)
 
     async def read_photo(self, encoded: bytes) -> Photo:
         """An image as it was sent, upright. Raises `RequestRefused`."""
