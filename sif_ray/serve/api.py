@@ -64,7 +64,7 @@ Event = TypeVar("Event")
 
 
 def build_api(service: SifService, keys: Keys) -> FastAPI:
-    """`POST /v1/sif` (JSON or multipart), `POST /v1/chat/completions`, `GET /v1/models`, `GET /healthz`, the page at `/`."""
+    """The page at `/`; `POST /v1/sif`, `POST /v1/chat/completions` and `GET /v1/models`; `GET /healthz`."""
     api = FastAPI(title="sif_ray", description="An image and a question in, a checked SIF trace out.")
     config, chats = service.config, ChatService(service)
     rate, places = Rate(config.rate_limit), Places(config.max_requests)
@@ -185,7 +185,8 @@ def _streamed(
                         event = await anext(events)
                     yield write(event)
             except StopAsyncIteration:
-                yield end
+                if end:
+                    yield end
             except RequestRefused as error:
                 yield write(_refusal(error.status, str(error)))
 

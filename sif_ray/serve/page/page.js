@@ -167,8 +167,6 @@ function putStep(index, step) {
   const said = button.querySelector(".said");
   if (said.textContent !== step.text) said.textContent = step.text;
   button.querySelector(".far").textContent = step.boxes.map((box) => depthInWords(box.depth)).join("; ") || "no box";
-  if (index === selected) show(index);
-  else if (following) select(index);
 }
 
 function stepButton(index) {
@@ -284,6 +282,7 @@ const RECEIVE = {
     if (isNew && index) tellStep(index - 1);
     putStep(index, step);
     if (isNew) markWriting(index);
+    if (isNew && following) select(index);
     tellState(`look ${index + 1} …`);
   },
   answer: (event) => {
@@ -318,8 +317,9 @@ function showReply(reply) {
   const same = (step, index) => JSON.stringify(told[index]?.boxes) === JSON.stringify(step.boxes);
   steps = reply.steps.map((step, index) => (reply.valid || !same(step, index) ? step : told[index]));
   while (find("steps").children.length > steps.length) find("steps").lastChild.remove();
-  if (selected >= steps.length) following = true;
   steps.forEach((step, index) => putStep(index, step));
+  if (selected in steps) show(selected);
+  else if (steps.length) select(steps.length - 1);
   markWriting(-1);
 
   if (reply.answer === null) tellAnswer("No answer was written", "none");
@@ -341,7 +341,7 @@ function showReply(reply) {
 
 // --- asking ------------------------------------------------------------------------------------------------------------
 
-let picture = null; // {blob, url}
+let picture = null; // {blob, url, ratio}: width over height
 let running = null; // AbortController of the request under way
 let asked = Promise.resolve(); // settled when no request is under way
 
@@ -355,7 +355,7 @@ async function ask() {
   if (/[^!-~]/.test(key)) return tellProblem(new Refused("The API key has a character that no key has."), find("key"));
   sessionStorage.setItem("key", key);
   running = new AbortController();
-  let last = ""; // event
+  let last = ""; // name of the last event
   begin(question);
   try {
     const body = new FormData();
@@ -437,17 +437,20 @@ function tellProblem(error, cause = null) {
   };
   countdown = setInterval(count, 1000);
   count();
+  find("problem").scrollIntoView({ block: "nearest" });
   if (error.status === 401) {
     find("key-part").open = true;
-    find("key").focus();
+    find("key").focus({ preventScroll: true });
   }
-  cause?.focus();
+  cause?.focus({ preventScroll: true });
 }
 
 async function take(blob) {
   tellProblem(null);
+  if (picture) URL.revokeObjectURL(picture.url);
+  picture = null;
   try {
-    if (!TYPES.includes(blob.type)) throw new Refused(`${blob.name ?? "This"} is no PNG, JPEG or WebP picture.`);
+    if (!TYPES.includes(blob.type)) throw new Refused(`This is no PNG, JPEG or WebP picture: ${blob.name}`);
     if (blob.size > settings.max_image_bytes) {
       const [size, most] = [blob.size, settings.max_image_bytes].map((bytes) => (bytes / 1e6).toFixed(1));
       throw new Refused(`The picture has ${size} MB; the server takes up to ${most} MB.`);
@@ -467,7 +470,6 @@ async function take(blob) {
     find("preview").hidden = true;
     find("drop").classList.remove("taken");
     find("drop-words").replaceChildren(element("b", { textContent: "Choose a picture" }), "or drop or paste one");
-    picture = null;
     tellProblem(error, find("file"));
   }
 }
