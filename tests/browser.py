@@ -83,6 +83,7 @@ class Window:
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
         self._sent = 0
+        self.url = ""
         self.requests: list[str] = []  # addresses that the page has asked for
         self.complaints: list[str] = []  # errors on its console
         for domain in ("Page", "Runtime", "Network", "Log", "DOM"):
@@ -110,6 +111,7 @@ class Window:
                 self.complaints.append(f"{event['entry']['text']} {event['entry'].get('url', '')}")
 
     def open(self, url: str) -> None:
+        self.url = url
         self.call("Page.navigate", url=url)
         self.until(f"location.href.startsWith({json.dumps(url)}) && document.readyState === 'complete'")
 

@@ -82,8 +82,7 @@ def build_api(
     missing: Callable[[], Awaitable[list[str]]] = _nothing_missing,
     observe: Callable[[RequestRecord], None] = lambda record: None,
 ) -> FastAPI:
-    """`POST /v1/sif` (JSON or multipart), `POST /v1/chat/completions`, `GET /v1/models`, the page at `/`,
-    `/healthz` and `/readyz`.
+    """The page at `/`; `POST /v1/sif`, `POST /v1/chat/completions` and `GET /v1/models`; `/healthz` and `/readyz`.
 
     `missing` names what requests would have to wait for; `observe` is told of every request that is over.
     """
@@ -217,7 +216,8 @@ def _streamed(
                         event = await anext(events)
                     yield write(event)
             except StopAsyncIteration:
-                yield end
+                if end:
+                    yield end
             except RequestRefused as error:
                 yield write(_refusal(error.status, str(error)))
 

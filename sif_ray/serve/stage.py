@@ -28,7 +28,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 def run(config: ServeConfig) -> None:
     """Serve until interrupted; the interrupt is raised again after everything has been stopped."""
     with serving(config) as base_url:
-        log.info("POST %s/v1/sif answers; its description is at %s/docs; Ctrl-C stops it", base_url, base_url)
+        log.info("%s is a page to try it, %s/docs describes the API; Ctrl-C stops it", base_url, base_url)
         threading.Event().wait()
 
 

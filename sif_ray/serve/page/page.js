@@ -7,6 +7,7 @@ const TINY_PX = 256; // the pixels of a picture up to this size are shown as squ
 const REPLAY_STEP_MS = 1600;
 const WHOLE = [0, 0, 1, 1];
 const CUT_OFF = "The connection ended before the answer was whole.";
+const UNREACHABLE = "The server cannot be reached.";
 
 function element(name, properties = {}, ...children) {
   const made = Object.assign(document.createElement(name), properties);
@@ -166,8 +167,6 @@ function putStep(index, step) {
   const said = button.querySelector(".said");
   if (said.textContent !== step.text) said.textContent = step.text;
   button.querySelector(".far").textContent = step.boxes.map((box) => depthInWords(box.depth)).join("; ") || "no box";
-  if (index === selected) show(index);
-  else if (following) select(index);
 }
 
 function stepButton(index) {
@@ -254,22 +253,23 @@ async function* serverEvents(body) {
 async function* chunks(stream) {
   const reader = stream.getReader();
   const read = () => reader.read().catch((error) => {
-    throw running.signal.aborted ? error : new Refused(CUT_OFF);
+    throw running.signal.aborted ? error : new Refused(CUT_OFF, { passing: true });
   });
   for (let part = await read(); !part.done; part = await read()) yield part.value;
 }
 
 class Refused extends Error {
-  constructor(message, status = 0, retryAfterS = null) {
+  constructor(message, { status = 0, retryAfterS = 0, passing = false } = {}) {
     super(message);
-    Object.assign(this, { status, retryAfterS });
+    Object.assign(this, { status, retryAfterS, passing }); // passing: the same may be answered later
   }
 }
 
 async function refusal(reply) {
   const body = await reply.json().catch(() => null); // a proxy's own page
-  const message = body?.error?.message ?? `The server answered ${reply.status} ${reply.statusText}.`;
-  return new Refused(message, reply.status, Number(reply.headers.get("Retry-After")) || null);
+  const message = body?.error?.message ?? `The server answered ${reply.status} ${reply.statusText}`;
+  const passing = reply.status === 429 || reply.status >= 500;
+  return new Refused(message, { status: reply.status, retryAfterS: Number(reply.headers.get("Retry-After")), passing });
 }
 
 const RECEIVE = {
@@ -282,21 +282,27 @@ const RECEIVE = {
     if (isNew && index) tellStep(index - 1);
     putStep(index, step);
     if (isNew) markWriting(index);
+    if (isNew && following) select(index);
     tellState(`look ${index + 1} …`);
   },
   answer: (event) => {
     markWriting(-1);
-    find("answer").textContent = event.text;
+    tellAnswer(event.text);
     tellState("answering …");
   },
   reply: showReply,
   error: (event) => {
-    throw new Refused(event.error.message);
+    throw new Refused(event.error.message, { passing: event.error.type === "server_error" });
   },
 };
 
 function markWriting(index) {
   [...find("steps").children].forEach((item, place) => item.classList.toggle("writing", place === index));
+}
+
+function tellAnswer(words, kind = "") {
+  find("answer").textContent = words;
+  find("answer").className = kind;
 }
 
 function tellState(words, kind = "") {
@@ -306,17 +312,18 @@ function tellState(words, kind = "") {
 
 function showReply(reply) {
   const told = steps;
+  if (told.length) tellStep(told.length - 1);
   // Of an output that is no trace the reply has no texts: what was shown for the same boxes stays.
   const same = (step, index) => JSON.stringify(told[index]?.boxes) === JSON.stringify(step.boxes);
   steps = reply.steps.map((step, index) => (reply.valid || !same(step, index) ? step : told[index]));
   while (find("steps").children.length > steps.length) find("steps").lastChild.remove();
-  if (selected >= steps.length) following = true;
   steps.forEach((step, index) => putStep(index, step));
-  if (told.length) tellStep(Math.min(told.length, steps.length) - 1);
+  if (selected in steps) show(selected);
+  else if (steps.length) select(steps.length - 1);
   markWriting(-1);
 
-  find("answer").textContent = reply.answer ?? "No answer was written";
-  find("answer").classList.toggle("none", reply.answer === null);
+  if (reply.answer === null) tellAnswer("No answer was written", "none");
+  else tellAnswer(reply.answer);
   announce(reply.answer === null ? "No answer was written." : `Answer: ${reply.answer}`);
   if (reply.valid) tellState("✓ well-formed trace", "good");
   else tellState("✗ not a well-formed trace", "bad");
@@ -334,7 +341,7 @@ function showReply(reply) {
 
 // --- asking ------------------------------------------------------------------------------------------------------------
 
-let picture = null; // {blob, url}
+let picture = null; // {blob, url, ratio}: width over height
 let running = null; // AbortController of the request under way
 let asked = Promise.resolve(); // settled when no request is under way
 
@@ -345,8 +352,10 @@ async function ask() {
   if (!picture) return tellProblem(new Refused("Choose a picture first."), find("file"));
   if (!question) return tellProblem(new Refused("Write a question first."), find("question"));
   const key = find("key").value.trim();
+  if (/[^!-~]/.test(key)) return tellProblem(new Refused("The API key has a character that no key has."), find("key"));
   sessionStorage.setItem("key", key);
   running = new AbortController();
+  let last = ""; // name of the last event
   begin(question);
   try {
     const body = new FormData();
@@ -355,24 +364,26 @@ async function ask() {
     const headers = key ? { Authorization: `Bearer ${key}` } : {};
     const sent = { method: "POST", body, headers, signal: running.signal };
     const reply = await fetch("v1/sif?stream=1", sent).catch((error) => {
-      throw running.signal.aborted ? error : new Refused("The server cannot be reached.");
+      throw running.signal.aborted ? error : new Refused(UNREACHABLE, { passing: true });
     });
     if (!reply.ok) throw await refusal(reply);
-    let last = "";
     for await (const [name, event] of serverEvents(reply.body)) {
       RECEIVE[name](event);
       last = name;
     }
-    if (last !== "reply") throw new Refused(CUT_OFF);
+    if (last !== "reply") throw new Refused(CUT_OFF, { passing: true });
   } catch (error) {
     if (running.signal.aborted) {
       tellState("stopped");
       announce("Stopped.");
     } else {
       tellState("failed", "bad");
+      find("reply").hidden = !last;
       if (!(error instanceof Refused)) console.error(error);
       tellProblem(error);
     }
+    if (find("answer").className) tellAnswer("");
+    depth.figure.querySelector(".wait").textContent = "no depth map";
   } finally {
     running = null;
     markWriting(-1);
@@ -389,15 +400,16 @@ function begin(question) {
   following = true;
   for (const view of [photo, depth]) view.focus([]);
   for (const id of ["steps", "reasons", "news", "marks"]) find(id).replaceChildren();
-  for (const id of ["print", "answer", "empty", "pointed"]) find(id).textContent = "";
+  for (const id of ["print", "empty", "pointed"]) find(id).textContent = "";
   for (const id of ["replay", "raw-part", "scale"]) find(id).hidden = true;
   find("raw-part").open = false;
-  find("answer").classList.remove("none");
+  tellAnswer("…", "none");
   find("asked").textContent = question;
   photo.image.src = picture.url;
   photo.image.alt = "Photo";
   depth.image.hidden = true;
   depth.frame.style.setProperty("--ratio", picture.ratio);
+  depth.figure.querySelector(".wait").textContent = "estimating depth …";
   depth.figure.querySelector(".wait").hidden = false;
   find("reply").hidden = false;
   find("stop").hidden = false;
@@ -412,28 +424,33 @@ function tellProblem(error, cause = null) {
   clearInterval(countdown);
   find("problem").hidden = !error;
   if (!error) return;
-  let waitS = error.retryAfterS ?? 0;
-  const wait = waitS ? ` The server asks to wait ${waitS} s.` : "";
-  find("problem-words").textContent = error.status === 401 ? `An API key is needed: ${error.message}` : error.message + wait;
-  find("again").hidden = Boolean(cause) || error.status === 401;
+  const keyWords = find("key").value ? "This server does not know the API key" : "This server answers only with an API key";
+  const words = [error.status === 401 ? keyWords : error.message.replace(/\.$/, "")];
+  if (error.retryAfterS) words.push(`The server asks to wait ${error.retryAfterS} s`);
+  find("problem-words").textContent = words.map((sentence) => `${sentence}.`).join(" ");
+  find("again").hidden = !error.passing;
+  let waitS = error.retryAfterS;
   const count = () => {
     find("again").disabled = waitS > 0;
     find("again").textContent = waitS > 0 ? `Ask again in ${waitS} s` : "Ask again";
     if (waitS-- <= 0) clearInterval(countdown);
   };
-  count();
   countdown = setInterval(count, 1000);
+  count();
+  find("problem").scrollIntoView({ block: "nearest" });
   if (error.status === 401) {
     find("key-part").open = true;
-    find("key").focus();
+    find("key").focus({ preventScroll: true });
   }
-  cause?.focus();
+  cause?.focus({ preventScroll: true });
 }
 
 async function take(blob) {
   tellProblem(null);
+  if (picture) URL.revokeObjectURL(picture.url);
+  picture = null;
   try {
-    if (!TYPES.includes(blob.type)) throw new Refused(`${blob.name ?? "This"} is no PNG, JPEG or WebP picture.`);
+    if (!TYPES.includes(blob.type)) throw new Refused(`This is no PNG, JPEG or WebP picture: ${blob.name}`);
     if (blob.size > settings.max_image_bytes) {
       const [size, most] = [blob.size, settings.max_image_bytes].map((bytes) => (bytes / 1e6).toFixed(1));
       throw new Refused(`The picture has ${size} MB; the server takes up to ${most} MB.`);
@@ -453,7 +470,6 @@ async function take(blob) {
     find("preview").hidden = true;
     find("drop").classList.remove("taken");
     find("drop-words").replaceChildren(element("b", { textContent: "Choose a picture" }), "or drop or paste one");
-    picture = null;
     tellProblem(error, find("file"));
   }
 }
@@ -478,7 +494,8 @@ for (const button of document.querySelectorAll(".examples button")) {
     running?.abort();
     await asked;
     const image = button.querySelector("img");
-    const reply = await fetch(image.src);
+    const reply = await fetch(image.src).catch(() => null);
+    if (!reply?.ok) return tellProblem(new Refused(UNREACHABLE));
     await take(await reply.blob());
     find("question").value = button.querySelector("span").textContent;
     asked = ask();
