@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
-
 from sif_ray.method.boxes import Box, is_box
 from sif_ray.method.trace import find_areas
 from sif_ray.observe import jsonl
 from sif_ray.observe.background import Background
+from sif_ray.observe.focus_picture import draw_pair, jpeg
 from sif_ray.records import Sample, ScoredGroup
 
 FILE = "completions.jsonl"
 MAX_PICTURES = 400  # files of a run; about 20 MB at most
-SIDE_PX = 384  # longer side of each of the two pictures in a file
-GAP_PX = 6
 MAX_TEXT_CHARS = 8000  # of a completion in the file; a policy that rambles must not fill the disk
 MAX_STEPS_BEHIND = 8  # that wait to be drawn
-
-FOCUS, CASE, TRUTH, GREY = (255, 216, 61), (0, 0, 0), (255, 255, 255), (128, 128, 128)
-SHADE = 0.58  # brightness outside the focus
 
 
 @dataclass(frozen=True)
@@ -133,44 +126,5 @@ def last_focus(text: str) -> list[Box]:
 
 
 def draw(sample: Sample, focus: Sequence[Box]) -> bytes:
-    """A JPEG of photograph and depth map side by side: focus yellow on dimmed surroundings, evidence white."""
-    pictures = [_draw(encoded, sample.boxes, focus) for encoded in (sample.image, sample.depth_image)]
-    height = max(picture.height for picture in pictures)
-    joined = Image.new("RGB", (sum(picture.width for picture in pictures) + GAP_PX, height), GREY)
-    joined.paste(pictures[0], (0, 0))
-    joined.paste(pictures[1], (pictures[0].width + GAP_PX, 0))
-    buffer = io.BytesIO()
-    joined.save(buffer, "JPEG", quality=88, subsampling=0)  # thin coloured lines blur with subsampled colour
-    return buffer.getvalue()
-
-
-def _draw(encoded: bytes, truth: Sequence[Box], focus: Sequence[Box]) -> Image.Image:
-    picture = Image.open(io.BytesIO(encoded))
-    picture.thumbnail((SIDE_PX, SIDE_PX))  # a large JPEG is decoded at a smaller scale
-    scale = SIDE_PX / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    picture = picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
-    if focus:
-        inside = Image.new("1", size)
-        for box in focus:
-            ImageDraw.Draw(inside).rectangle(_pixels(box, size), fill=1)
-        picture = Image.composite(picture, picture.point(lambda value: value * SHADE), inside)
-    pen = ImageDraw.Draw(picture)
-    for box in truth:
-        _outline(pen, _pixels(box, size), TRUTH, 2)
-    for box in focus:
-        _outline(pen, _pixels(box, size), FOCUS, 3)
-    return picture
-
-
-def _outline(pen: ImageDraw.ImageDraw, corners: Sequence[int], colour: tuple[int, int, int], width: int) -> None:
-    """A frame with a dark edge, so that it is seen on any ground."""
-    x1, y1, x2, y2 = corners
-    pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=CASE, width=width + 2)
-    pen.rectangle((x1, y1, x2, y2), outline=colour, width=width)
-
-
-def _pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    width, height = size
-    x1, y1, x2, y2 = box
-    return round(x1 * (width - 1)), round(y1 * (height - 1)), round(x2 * (width - 1)), round(y2 * (height - 1))
+    """A JPEG of a sample with a focus and its evidence."""
+    return jpeg(draw_pair(sample.image, sample.depth_image, focus, sample.boxes))

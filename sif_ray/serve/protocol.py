@@ -51,6 +51,7 @@ class SifResponse(BaseModel):
     reasons: list[str] = Field(description="why it is not; empty when valid")
     steps: list[FocusStep] = Field(description="of an invalid output the boxes that can be read, without texts")
     depth_image: str = Field(description="PNG as base64: Spectral_r colours of relative depth, red = near, blue = far")
+    overlay_image: str | None = Field(None, description="with `?overlay=1`: the steps drawn, JPEG as base64")
     text: str = Field(description="the output as it was generated")
     policy_version: int
     seconds: Seconds

@@ -17,6 +17,7 @@ from sif_ray.config import SamplingConfig, ServeConfig
 from sif_ray.datagen.pictures import Photo
 from sif_ray.method.boxes import is_box
 from sif_ray.method.trace import AreaBox, TraceError, find_answer, find_areas, parse
+from sif_ray.observe.focus_picture import draw_steps, jpeg
 from sif_ray.serve.addresses import ADDRESS, Addresses
 from sif_ray.serve.growing_trace import GrowingTrace
 from sif_ray.serve.images import decode_base64, read_photo
@@ -32,6 +33,8 @@ from sif_ray.serve.protocol import (
 )
 from sif_ray.serve.record import RecordedPolicy, current, recorded_depth
 from sif_ray.serve.refusal import RequestRefused
+
+MAX_DRAWN = 100  # steps of an overlay; a JPEG has room for 65,535 lines
 
 
 @dataclass(frozen=True)
@@ -105,17 +108,21 @@ class SifService:
         current().model = model
         return self.models[model]
 
-    async def answer(self, encoded: bytes, question: str, model: str = "") -> SifResponse:
-        """The answer of a model (default: the policy itself) with its trace. Raises `RequestRefused` for an image, a
-        question or a model it cannot take."""
+    async def answer(self, encoded: bytes, question: str, model: str = "", *, overlay: bool = False) -> SifResponse:
+        """The answer of a model (default: the policy itself) with its trace, and if wanted the drawn `overlay`.
+
+        Raises `RequestRefused` for an image, a question or a model it cannot take.
+        """
         started_s = time.monotonic()
         ask, encoded_depth = await self.prepare(encoded, question, self.sampling, model)
         depth_done_s = time.monotonic()
         generation = accepted(await self.policy.generate(ask))
         seconds = Seconds(depth=depth_done_s - started_s, generate=time.monotonic() - depth_done_s)
-        return self._reply(generation, encoded_depth, seconds)
+        return await self._reply(ask, generation, encoded_depth, seconds, overlay)
 
-    async def stream(self, encoded: bytes, question: str, model: str = "") -> AsyncGenerator[SifEvent]:
+    async def stream(
+        self, encoded: bytes, question: str, model: str = "", *, overlay: bool = False
+    ) -> AsyncGenerator[SifEvent]:
         """The same answer while it is written: the depth image, steps and answer as they grow, the whole reply.
 
         Raises `RequestRefused` here, before there is any event, for what `prepare` refuses; what the policy refuses is
@@ -123,9 +130,9 @@ class SifService:
         """
         started_s = time.monotonic()
         ask, encoded_depth = await self.prepare(encoded, question, self.sampling, model)
-        return self._events(ask, encoded_depth, time.monotonic() - started_s)
+        return self._events(ask, encoded_depth, time.monotonic() - started_s, overlay)
 
-    async def _events(self, ask: Ask, encoded_depth: bytes, depth_s: float) -> AsyncGenerator[SifEvent]:
+    async def _events(self, ask: Ask, encoded_depth: bytes, depth_s: float, overlay: bool) -> AsyncGenerator[SifEvent]:
         yield DepthEvent(depth_image=_base64(encoded_depth))
         asked_s = time.monotonic()
         text, trace = "", GrowingTrace()
@@ -141,11 +148,15 @@ class SifService:
                 if trace.answer != answer:
                     yield AnswerEvent(text=trace.answer)
         seconds = Seconds(depth=depth_s, generate=time.monotonic() - asked_s)
-        yield self._reply(replace(generation, text=text), encoded_depth, seconds)
+        yield await self._reply(ask, replace(generation, text=text), encoded_depth, seconds, overlay)
 
-    def _reply(self, generation: Generation, encoded_depth: bytes, seconds: Seconds) -> SifResponse:
+    async def _reply(
+        self, ask: Ask, generation: Generation, encoded_depth: bytes, seconds: Seconds, overlay: bool
+    ) -> SifResponse:
         reply = read_output(generation, encoded_depth, seconds, self.config.profile)
         current().valid = reply.valid
+        if overlay:
+            reply.overlay_image = _base64(await asyncio.to_thread(_overlay, ask.images[0], encoded_depth, reply))
         return reply
 
     async def prepare(
@@ -211,6 +222,12 @@ def read_output(generation: Generation, encoded_depth: bytes, seconds: Seconds, 
         policy_version=generation.policy_version,
         seconds=seconds,
     )
+
+
+def _overlay(photo: bytes, encoded_depth: bytes, reply: SifResponse) -> bytes:
+    steps = [([box.bbox_xyxy_norm for box in step.boxes], step.text) for step in reply.steps[:MAX_DRAWN]]
+    last = "No answer block was written." if reply.answer is None else f"Answer: {reply.answer}"
+    return jpeg(draw_steps(photo, encoded_depth, steps, last))
 
 
 def _shown(boxes: Iterable[AreaBox]) -> list[FocusBox]:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from planted_run import answer_text, toy_samples
 
-from sif_ray.observe import completions
+from sif_ray.observe import completions, focus_picture
 from sif_ray.observe.completions import CompletionLog, best_and_worst, draw, last_focus, read_completions
 from sif_ray.records import Rollout, RolloutGroup, Sample, ScoredGroup
 
@@ -55,7 +55,7 @@ def test_lines_and_pictures_are_written(samples, tmp_path):
     assert best["terms"] == {"format": 1.5, "box": 0.75} and worst["text"] == "no trace <area>"
     for line in lines:
         picture = Image.open(tmp_path / line["picture"])
-        assert (picture.format, picture.size) == ("JPEG", (2 * completions.SIDE_PX + completions.GAP_PX, 384))
+        assert (picture.format, picture.size) == ("JPEG", (2 * focus_picture.SIDE_PX + focus_picture.GAP_PX, 384))
 
 
 def test_a_step_logged_again_replaces_the_first(samples, tmp_path):
@@ -71,13 +71,13 @@ def test_the_focus_is_bright_with_a_yellow_frame_where_the_box_is():
     sample = dataclasses.replace(
         toy_samples(0)[0], image=grey(200, 100), depth_image=grey(200, 100), boxes=((0.5, 0.5, 1.0, 1.0),)
     )
-    width, height, gap = completions.SIDE_PX, completions.SIDE_PX // 2, completions.GAP_PX
+    width, height, gap = focus_picture.SIDE_PX, focus_picture.SIDE_PX // 2, focus_picture.GAP_PX
     picture = np.asarray(Image.open(io.BytesIO(draw(sample, [(0.25, 0.0, 0.5, 0.5)]))).convert("RGB")).astype(int)
     assert picture.shape == (height, 2 * width + gap, 3)
     for left in (0, width + gap):  # photograph and depth map
         half = picture[:, left : left + width]
         assert half[height // 4, width * 3 // 8] == pytest.approx([128] * 3, abs=3)
-        assert half[height * 3 // 4, width // 8] == pytest.approx([128 * completions.SHADE] * 3, abs=3)
+        assert half[height * 3 // 4, width // 8] == pytest.approx([128 * focus_picture.SHADE] * 3, abs=3)
         red, green, blue = half[height // 4, width // 4 + 1]
         assert red > 200 and green > 170 and blue < 130
         assert half[height // 2 : height // 2 + 2, width * 3 // 4].max() > 180  # the evidence's white edge

@@ -213,6 +213,43 @@ def test_body_is_not_read_beyond_the_limit():
     assert sent <= 200_000
 
 
+def test_the_steps_are_drawn_where_it_is_asked_for(client, policy):
+    asked = {"json": SifRequest.of(encoded(), "What is red?").model_dump()}
+    assert client.post("/v1/sif", **asked).json()["overlay_image"] is None
+    reply = client.post("/v1/sif?overlay=1", **asked).json()
+    alone = client.post("/v1/sif?overlay=1", headers={"accept": "image/jpeg"}, **asked)
+    assert alone.headers["content-type"] == "image/jpeg"
+    assert base64.b64decode(reply["overlay_image"]) == alone.content
+    drawn = np.asarray(Image.open(io.BytesIO(alone.content)).convert("RGB")).astype(int)
+    second = drawn[288 + _caption_px(drawn) :][
+        :288, :384
+    ]  # photo of the second step, 40 x 30 pixels shown as 384 x 288
+    inside, outside = second[86, 77], second[230, 300]
+    assert inside == pytest.approx([200, 30, 30], abs=12)
+    assert outside == pytest.approx([116, 17, 17], abs=12)
+    policy.text = "<area>[]</area>" * 500
+    assert client.post("/v1/sif?overlay=1", **asked).status_code == 200
+
+
+def _caption_px(drawn: np.ndarray) -> int:
+    """Height of the strip of paper below the first pair."""
+    paper = (drawn[288:, 760] > 240).all(axis=-1)
+    return int(np.argmin(paper))
+
+
+def test_ready_is_what_has_all_its_parts(policy):
+    parts: list[str] = ["Policy"]
+
+    async def missing() -> list[str]:
+        return parts
+
+    client = TestClient(build_api(SifService(ServeConfig(), slope, policy), Keys({}), missing=missing))
+    reply = client.get("/readyz")
+    assert (reply.status_code, "not ready: Policy" in reply.text, "retry-after" in reply.headers) == (503, True, True)
+    parts.clear()
+    assert client.get("/readyz").json() == {"status": "ok"}
+
+
 def test_health_and_description(client):
     assert client.get("/healthz").json() == {"status": "ok"}
     described = client.get("/openapi.json").json()["paths"]["/v1/sif"]["post"]

@@ -128,7 +128,8 @@ def test_the_description_names_the_events():
     described = TestClient(build_api(SifService(CONFIG, slope, Policy()), Keys({}))).get("/openapi.json").json()
     operation = described["paths"]["/v1/sif"]["post"]
     assert [(parameter["name"], parameter["schema"]["type"]) for parameter in operation["parameters"]] == [
-        ("stream", "boolean")
+        ("stream", "boolean"),
+        ("overlay", "boolean"),
     ]
     content = operation["responses"]["200"]["content"]
     assert content["application/json"]["schema"]["$ref"].endswith("SifResponse")
