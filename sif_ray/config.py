@@ -443,7 +443,8 @@ def _merged(block: type[Any], parts: Callable[[], Iterator[Any]], where: str) ->
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(block), *parts()))
     except (OmegaConfBaseException, YAMLError, TypeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{where}: {str(error).splitlines()[0]}") from error
+        what, key = str(error).splitlines()[0], getattr(error, "full_key", None) or ""
+        raise ConfigError(f"{where}: {what if key in what else f'{key}: {what}'}") from error
     validate(config)
     return config
 

@@ -13,7 +13,15 @@ from sif_ray.config import RayConfig
 
 log = logging.getLogger(__name__)
 
-_ENVIRONMENT = {
+SERVE_ENVIRONMENT = {
+    # Requests between deployments over gRPC and without a second thread or loop in each process: a third less work.
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",  # part of the above; each gateway would want a port of its own
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # of a controller that otherwise looks ten times a second at nothing
+}
+"""Of every process of a cluster that serves. `ray_session` sets it for clusters that it starts."""
+
+_ENVIRONMENT = SERVE_ENVIRONMENT | {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",

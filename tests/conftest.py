@@ -7,8 +7,10 @@ import tempfile
 import threading
 from collections.abc import Iterator
 
+from sif_ray.runtime import SERVE_ENVIRONMENT
+
 # Before Ray, vLLM or tokenizers are imported; processes that tests start inherit it.
-os.environ |= {
+os.environ |= SERVE_ENVIRONMENT | {
     "AWS_ACCESS_KEY_ID": "nobody",  # at the S3 server that tests start; the keys of whoever runs them stay out
     "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_SECRET_ACCESS_KEY": "nothing",

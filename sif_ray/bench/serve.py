@@ -40,8 +40,8 @@ SHARE_OF_ENGINE = 0.9
 
 WARM_UP = 3  # requests that do not count
 QUESTION = "What is in this picture?"
-Answer = Callable[[bytes], Awaitable[int]]
-"""Photograph to the number of tokens that were written."""
+Answer = Callable[[bytes, int], Awaitable[int]]
+"""Photograph and tokens to write, to the number of tokens that were written."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,11 @@ class Load:
     """How much work."""
 
     one_by_one: int = 60
-    at_once: int = 240
+    one_by_one_tokens: int = 16  # of each; what comes on top of them does not depend on their number
+    at_once: int = 192
+    at_once_tokens: int = 256  # as a trace of three looks has in Qwen's tokenizer, where every digit is a token
     in_flight: int = 32
     max_num_seqs: int = 16
-    max_tokens: int = 64
 
 
 def measure(repetitions: int, load: Load = Load()) -> Findings:
@@ -60,7 +61,7 @@ def measure(repetitions: int, load: Load = Load()) -> Findings:
     with tempfile.TemporaryDirectory(prefix="sif_ray-bench-") as name:
         policy = write_babbling_policy(Path(name) / "policy")
         engine = EngineConfig(max_model_len=512, max_num_seqs=load.max_num_seqs, kv_cache_gib=0.5)
-        config = ServeConfig(policy=policy, port=0, temperature=0.0, max_tokens=load.max_tokens, engine=engine)
+        config = ServeConfig(policy=policy, port=0, temperature=0.0, max_tokens=load.at_once_tokens, engine=engine)
         ways = {"gateway": partial(_gateway_turn, config, load), "engine": partial(_engine_turn, config, load)}
         found = interleaved(ways, repetitions)
     latencies_ms = {name: [1000 * second for turn in turns for second in turn.seconds] for name, turns in found.items()}
@@ -110,8 +111,8 @@ def _engine_turn(config: ServeConfig, load: Load) -> _Turn:
 async def _turn(name: str, answer: Answer, load: Load) -> _Turn:
     photos = [png(render(make_scene(seed)).rgb) for seed in range(WARM_UP + load.one_by_one + load.at_once)]
     first, others = photos[: WARM_UP + load.one_by_one], photos[WARM_UP + load.one_by_one :]
-    seconds = (await _one_by_one(answer, first))[WARM_UP:]
-    rate = await _at_once(answer, others, load.in_flight)
+    seconds = (await _one_by_one(answer, first, load.one_by_one_tokens))[WARM_UP:]
+    rate = await _at_once(answer, others, load.at_once_tokens, load.in_flight)
     log.info("bench serve: %s, %.1f ms, %.0f tokens/s", name, 1000 * statistics.median(seconds), rate)
     return _Turn(seconds, rate)
 
@@ -125,10 +126,11 @@ def write_babbling_policy(folder: Path) -> str:
 
 
 def _through_gateway(client: httpx.AsyncClient, config: ServeConfig) -> Answer:
-    async def answer(photo: bytes) -> int:
+    async def answer(photo: bytes, num_tokens: int) -> int:
         url = "data:image/png;base64," + base64.b64encode(photo).decode()
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
         request = {"model": f"{config.model_name}-plain", "messages": [{"role": "user", "content": content}]}
+        request["max_tokens"] = num_tokens
         reply = await client.post("/v1/chat/completions", json=request)
         reply.raise_for_status()
         return int(reply.json()["usage"]["completion_tokens"])
@@ -137,28 +139,28 @@ def _through_gateway(client: httpx.AsyncClient, config: ServeConfig) -> Answer:
 
 
 def _by_engine(engine: RolloutEngine, config: ServeConfig) -> Answer:
-    sampling = SamplingConfig(temperature=config.temperature, max_tokens=config.max_tokens)
     content = ({"type": "image"}, {"type": "text", "text": QUESTION})
     messages = ({"role": "user", "content": content},)
 
-    async def answer(photo: bytes) -> int:
+    async def answer(photo: bytes, num_tokens: int) -> int:
+        sampling = SamplingConfig(temperature=config.temperature, max_tokens=num_tokens)
         request = RolloutRequest("bench", "bench", "", (photo,), 1, sampling, messages=messages)
         return (await engine.generate(request)).num_tokens
 
     return answer
 
 
-async def _one_by_one(answer: Answer, photos: Sequence[bytes]) -> list[float]:
+async def _one_by_one(answer: Answer, photos: Sequence[bytes], num_tokens: int) -> list[float]:
     """Seconds of every request."""
     seconds = []
     for photo in photos:
         started_s = time.perf_counter()
-        await answer(photo)
+        await answer(photo, num_tokens)
         seconds.append(time.perf_counter() - started_s)
     return seconds
 
 
-async def _at_once(answer: Answer, photos: Sequence[bytes], in_flight: int) -> float:
+async def _at_once(answer: Answer, photos: Sequence[bytes], num_tokens: int, in_flight: int) -> float:
     """Tokens per second."""
     waiting = iter(photos)
     written = 0
@@ -166,7 +168,7 @@ async def _at_once(answer: Answer, photos: Sequence[bytes], in_flight: int) -> f
     async def work() -> None:
         nonlocal written
         for photo in waiting:
-            found = await answer(photo)
+            found = await answer(photo, num_tokens)
             written += found
 
     started_s = time.perf_counter()
