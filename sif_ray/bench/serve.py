@@ -2,9 +2,10 @@
 
 The same chats with one photograph each, and outputs of one length, are put to `sif-ray serve` and to an engine in this
 process, in turns; each turn starts an engine of its own, so that nothing is known from before and only one is there.
-Latency is one request at a time. Throughput keeps more requests under way than the engine takes. No depth is estimated:
-that is work, not overhead. Load, gateway and engine share this machine's cores: with few of them, what the gateway
-computes is taken from the engine.
+Overhead is measured request by request, one at a time: what the client waits, less what the call of the engine took
+inside (`Server-Timing: engine`). Throughput keeps more requests under way than the engine takes, on both ways. No depth
+is estimated: that is work, not overhead. Load, gateway and engine share this machine's cores: with few of them, what
+the gateway computes is taken from the engine.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ SHARE_OF_ENGINE = 0.9
 
 WARM_UP = 3  # requests that do not count
 QUESTION = "What is in this picture?"
-Answer = Callable[[bytes, int], Awaitable[int]]
-"""Photograph and tokens to write, to the number of tokens that were written."""
+Answer = Callable[[bytes, int], Awaitable[tuple[int, float]]]
+"""Photograph and tokens to write, to the number of tokens that were written and the seconds of the engine."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def measure(repetitions: int, load: Load = Load()) -> Findings:
         found = interleaved(ways, repetitions)
     latencies_ms = {name: [1000 * second for turn in turns for second in turn.seconds] for name, turns in found.items()}
     rates = {name: [turn.tokens_per_s for turn in turns] for name, turns in found.items()}
-    overhead_ms = statistics.median(latencies_ms["gateway"]) - statistics.median(latencies_ms["engine"])
+    overheads_ms = [1000 * second for turn in found["gateway"] for second in turn.beside_engine]
+    overhead_ms = statistics.median(overheads_ms)
     share = statistics.median(rates["gateway"]) / statistics.median(rates["engine"])
     goals = [
         Goal("overhead of the gateway, ms in the median", overhead_ms, OVERHEAD_MS, at_least=False),
@@ -74,6 +76,7 @@ def measure(repetitions: int, load: Load = Load()) -> Findings:
     ]
     figures = {
         "load": asdict(load),
+        "overhead_ms": spread(overheads_ms),
         "latency_ms": {name: spread(values) for name, values in latencies_ms.items()},
         "tokens_per_s": {name: spread(values) for name, values in rates.items()},
     }
@@ -83,6 +86,7 @@ def measure(repetitions: int, load: Load = Load()) -> Findings:
 @dataclass(frozen=True)
 class _Turn:
     seconds: list[float]  # of every request, one by one
+    beside_engine: list[float]  # of them, not spent in the engine
     tokens_per_s: float  # at once
 
 
@@ -111,10 +115,11 @@ def _engine_turn(config: ServeConfig, load: Load) -> _Turn:
 async def _turn(name: str, answer: Answer, load: Load) -> _Turn:
     photos = [png(render(make_scene(seed)).rgb) for seed in range(WARM_UP + load.one_by_one + load.at_once)]
     first, others = photos[: WARM_UP + load.one_by_one], photos[WARM_UP + load.one_by_one :]
-    seconds = (await _one_by_one(answer, first, load.one_by_one_tokens))[WARM_UP:]
+    timed = (await _one_by_one(answer, first, load.one_by_one_tokens))[WARM_UP:]
+    seconds = [total_s for total_s, _ in timed]
     rate = await _at_once(answer, others, load.at_once_tokens, load.in_flight)
     log.info("bench serve: %s, %.1f ms, %.0f tokens/s", name, 1000 * statistics.median(seconds), rate)
-    return _Turn(seconds, rate)
+    return _Turn(seconds, [total_s - engine_s for total_s, engine_s in timed], rate)
 
 
 def write_babbling_policy(folder: Path) -> str:
@@ -126,14 +131,15 @@ def write_babbling_policy(folder: Path) -> str:
 
 
 def _through_gateway(client: httpx.AsyncClient, config: ServeConfig) -> Answer:
-    async def answer(photo: bytes, num_tokens: int) -> int:
+    async def answer(photo: bytes, num_tokens: int) -> tuple[int, float]:
         url = "data:image/png;base64," + base64.b64encode(photo).decode()
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
         request = {"model": f"{config.model_name}-plain", "messages": [{"role": "user", "content": content}]}
         request["max_tokens"] = num_tokens
         reply = await client.post("/v1/chat/completions", json=request)
         reply.raise_for_status()
-        return int(reply.json()["usage"]["completion_tokens"])
+        timing = dict(part.split(";dur=") for part in reply.headers["server-timing"].split(", "))
+        return int(reply.json()["usage"]["completion_tokens"]), float(timing["engine"]) / 1000
 
     return answer
 
@@ -142,22 +148,24 @@ def _by_engine(engine: RolloutEngine, config: ServeConfig) -> Answer:
     content = ({"type": "image"}, {"type": "text", "text": QUESTION})
     messages = ({"role": "user", "content": content},)
 
-    async def answer(photo: bytes, num_tokens: int) -> int:
+    async def answer(photo: bytes, num_tokens: int) -> tuple[int, float]:
         sampling = SamplingConfig(temperature=config.temperature, max_tokens=num_tokens)
         request = RolloutRequest("bench", "bench", "", (photo,), 1, sampling, messages=messages)
-        return (await engine.generate(request)).num_tokens
+        started_s = time.perf_counter()
+        group = await engine.generate(request)
+        return group.num_tokens, time.perf_counter() - started_s
 
     return answer
 
 
-async def _one_by_one(answer: Answer, photos: Sequence[bytes], num_tokens: int) -> list[float]:
-    """Seconds of every request."""
-    seconds = []
+async def _one_by_one(answer: Answer, photos: Sequence[bytes], num_tokens: int) -> list[tuple[float, float]]:
+    """Seconds of every request, and of the engine in it."""
+    timed = []
     for photo in photos:
         started_s = time.perf_counter()
-        await answer(photo, num_tokens)
-        seconds.append(time.perf_counter() - started_s)
-    return seconds
+        _, engine_s = await answer(photo, num_tokens)
+        timed.append((time.perf_counter() - started_s, engine_s))
+    return timed
 
 
 async def _at_once(answer: Answer, photos: Sequence[bytes], num_tokens: int, in_flight: int) -> float:
@@ -168,7 +176,7 @@ async def _at_once(answer: Answer, photos: Sequence[bytes], num_tokens: int, in_
     async def work() -> None:
         nonlocal written
         for photo in waiting:
-            found = await answer(photo, num_tokens)
+            found, _ = await answer(photo, num_tokens)
             written += found
 
     started_s = time.perf_counter()

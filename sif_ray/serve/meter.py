@@ -23,14 +23,21 @@ class Meter:
     def __init__(self) -> None:
         self._requests = Counter("sif_ray_requests", "requests by route and status", ("route", "status"))
         self._seconds = Histogram("sif_ray_request_seconds", "whole request", SECONDS, ("route",))
-        self._parts = Histogram("sif_ray_request_part_seconds", "depth, first_token, generate", SECONDS, ("part",))
+        self._parts = Histogram(
+            "sif_ray_request_part_seconds", "depth, first_token, generate, engine", SECONDS, ("part",)
+        )
         self._tokens = Counter("sif_ray_served_tokens", "tokens by kind: prompt, written", ("kind",))
         self._traces = Counter("sif_ray_traces", "outputs by validity: true, false", ("valid",))
 
     def __call__(self, record: RequestRecord) -> None:
         self._requests.inc(1, {"route": record.route, "status": str(record.status)})
         self._seconds.observe(record.seconds, {"route": record.route})
-        parts = {"depth": record.depth_s, "first_token": record.first_token_s, "generate": record.generate_s}
+        parts = {
+            "depth": record.depth_s,
+            "first_token": record.first_token_s,
+            "generate": record.generate_s,
+            "engine": record.engine_s,
+        }
         for part, seconds in parts.items():
             if seconds is not None:
                 self._parts.observe(seconds, {"part": part})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 
 from ray import serve
@@ -25,6 +26,7 @@ class Policy:
 
     async def generate(self, ask: Ask) -> Generation | Refused:
         """The whole output."""
+        started_s = time.monotonic()
         try:
             group = await self._engine.generate(self._request(ask))
         except RolloutRequestError as error:
@@ -39,6 +41,7 @@ class Policy:
             num_prompt_tokens=len(group.prompt_token_ids_P),
             num_tokens=group.num_tokens,
             finish_reason=rollout.finish_reason,
+            engine_s=time.monotonic() - started_s,
         )
 
     async def stream(self, ask: Ask) -> AsyncIterator[Generation | Refused]:

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ class RequestRecord:
     body_bytes: int = 0
     depth_s: float | None = None
     first_token_s: float | None = None  # after the policy was asked; of streams only
-    generate_s: float | None = None
+    generate_s: float | None = None  # until the output was whole, as the gateway sees it
+    engine_s: float | None = None  # the engine's part of it; of whole replies only
     prompt_tokens: int = 0
     tokens: int = 0
     finish_reason: str | None = None
@@ -42,6 +44,12 @@ class RequestRecord:
 
 
 _CURRENT: ContextVar[RequestRecord] = ContextVar("request_record")
+
+
+def server_timing(record: RequestRecord) -> str:
+    """The header of this name (W3C Server Timing): what is known of the parts, in milliseconds."""
+    parts = {"depth": record.depth_s, "generate": record.generate_s, "engine": record.engine_s}
+    return ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in parts.items() if seconds is not None)
 
 
 def current() -> RequestRecord:
@@ -70,6 +78,8 @@ class Recorded:
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
+                if timing := server_timing(record):
+                    MutableHeaders(scope=message)["Server-Timing"] = timing
             await send(message)
 
         token = _CURRENT.set(record)
@@ -126,3 +136,4 @@ def _note(written: Generation | Refused, started_s: float) -> None:
         record.prompt_tokens = written.num_prompt_tokens
         record.tokens += written.num_tokens
         record.finish_reason = written.finish_reason
+        record.engine_s = written.engine_s

@@ -61,6 +61,7 @@ class Generation:
     num_prompt_tokens: int = 0
     num_tokens: int = 0
     finish_reason: str | None = "stop"  # "stop" or "length"; None = more follows
+    engine_s: float | None = None  # that the engine took for the whole output, measured beside it
 
 
 @dataclass(frozen=True)
