@@ -5,7 +5,8 @@ process, in turns; each turn starts an engine of its own, so that nothing is kno
 Overhead is measured request by request, one at a time: what the client waits, less what the call of the engine took
 inside (`Server-Timing: engine`). Throughput keeps more requests under way than the engine takes, on both ways. No depth
 is estimated: that is work, not overhead. Load, gateway and engine share this machine's cores: with few of them, what
-the gateway computes is taken from the engine.
+the gateway computes is taken from the engine. RAY_SERVE_ENABLE_HA_PROXY=1 in the environment measures HAProxy in front
+of the gateway.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import os
 import shutil
 import statistics
 import tempfile
@@ -76,6 +78,7 @@ def measure(repetitions: int, load: Load = Load()) -> Findings:
     ]
     figures = {
         "load": asdict(load),
+        "proxy": "HAProxy" if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" else "Ray Serve's own",
         "overhead_ms": spread(overheads_ms),
         "latency_ms": {name: spread(values) for name, values in latencies_ms.items()},
         "tokens_per_s": {name: spread(values) for name, values in rates.items()},

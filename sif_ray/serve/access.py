@@ -78,6 +78,8 @@ def _parse(text: str, where: str) -> dict[str, str]:
         holder, colon, key = (part.strip() for part in line.partition(":"))
         if not (holder and colon and key):
             raise ConfigError(f"{where}: line {number} is not `holder: key`")
+        if not key.isascii():
+            raise ConfigError(f"{where}: line {number}: the key has characters beyond ASCII, which no header can carry")
         if holder in found:
             raise ConfigError(f"{where}: line {number} names {holder!r} again; give every key a holder of its own")
         found[holder] = key

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import time
-import urllib.request
 
 import pytest
+from ray_metrics import scrape
 
 from sif_ray.observe.prometheus import Prometheus
 
@@ -23,26 +22,19 @@ def series(ray_local) -> dict[tuple[str, str], float]:
     sink.close(True)
     deadline_s = time.monotonic() + EXPORTED_WITHIN_S
     while time.monotonic() < deadline_s:
-        found = scrape()
+        found = of_the_run()
         if found.get(("ray_sif_ray_reward", "total")) == 1.25:
             return found
         time.sleep(1)
     pytest.fail(f"nothing was exported within {EXPORTED_WITHIN_S:g} s, but {sorted(found)}")
 
 
-def scrape() -> dict[tuple[str, str], float]:
-    import ray
-
-    (node,) = ray.nodes()
-    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    with urllib.request.urlopen(address, timeout=10) as reply:
-        text = reply.read().decode()
-    found = {}
-    for name, labels, value in re.findall(r"^(\w+)\{(.*)\} (\S+)$", text, re.MULTILINE):
-        named = dict(re.findall(r'(\w+)="([^"]*)"', labels))
-        if named.get("run") == "test/prometheus":
-            found[name, named.get("of") or named.get("le") or ""] = float(value)
-    return found
+def of_the_run() -> dict[tuple[str, str], float]:
+    return {
+        (name, labels.get("of") or labels.get("le") or ""): value
+        for name, labels, value in scrape()
+        if labels.get("run") == "test/prometheus"
+    }
 
 
 def test_gauges_hold_the_last_finite_value(series):

@@ -87,7 +87,13 @@ def test_only_known_keys_may_ask(two_keys, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "word"),
-    [("", "holds no key"), ("# nobody", "holds no key"), ("a-key", "line 1"), ("a: 1\na: 2", "line 2 names 'a' again")],
+    [
+        ("", "holds no key"),
+        ("# nobody", "holds no key"),
+        ("a-key", "line 1"),
+        ("a: 1\na: 2", "line 2 names 'a' again"),
+        ("a: clé", "beyond ASCII"),
+    ],
 )
 def test_keys_that_cannot_be_read_are_refused_before_anything_starts(tmp_path, text, word):
     (tmp_path / "keys").write_text(text)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import time
 import urllib.error
+import urllib.request
 
 import numpy as np
 import openai
@@ -14,6 +16,7 @@ import pytest
 from openai.types.chat import ChatCompletionChunk
 from PIL import Image
 from processes import engine_processes
+from ray_metrics import scrape
 
 from sif_ray.config import EngineConfig, ServeConfig
 from sif_ray.depth.estimator import DepthEstimator
@@ -24,6 +27,8 @@ from sif_ray.serve.stage import serving
 from sif_ray.toyworld.questions import draw_questions
 from sif_ray.toyworld.render import png, render
 from sif_ray.toyworld.scenes import make_scene
+
+EXPORTED_WITHIN_S = 60.0
 
 CONFIG = ServeConfig(
     policy="toy",
@@ -58,6 +63,10 @@ def test_a_request_is_answered_over_http_and_nothing_is_left_running(ray_local: 
         plain_streamed = list(client.chat.completions.create(**sampled, stream=True))
         short = client.chat.completions.create(**sampled, max_tokens=1)
         engine = engine_processes()
+        counted = _counted("ray_sif_ray_requests_total", {"route": "/v1/chat/completions", "status": "200"}, at_least=5)
+        refused = _counted("ray_sif_ray_requests_total", {"route": "/v1/sif", "status": "400"}, at_least=1)
+        traces = _counted("ray_sif_ray_traces_total", {"valid": str(reply.valid).lower()}, at_least=1)
+        assert urllib.request.urlopen(f"{base_url}/readyz", timeout=30).status == 200
         assert engine, f"no engine among {psutil.Process().children(recursive=True)}"
 
     assert reply.text
@@ -76,6 +85,7 @@ def test_a_request_is_answered_over_http_and_nothing_is_left_running(ray_local: 
     assert _joined(plain_streamed, "content") == plain.choices[0].message.content
     assert (short.choices[0].finish_reason, short.usage.completion_tokens) == ("length", 1)
 
+    assert (counted, refused, traces) == (5, 1, 1)
     assert broken.value.code == 400
     assert long.value.code == 422
     assert "max_model_len = 512" in json.loads(long.value.read())["error"]["message"]
@@ -86,3 +96,13 @@ def test_a_request_is_answered_over_http_and_nothing_is_left_running(ray_local: 
 
 def _joined(chunks: list[ChatCompletionChunk], name: str) -> str:
     return "".join(getattr(choice.delta, name, None) or "" for chunk in chunks for choice in chunk.choices)
+
+
+def _counted(name: str, labels: dict[str, str], at_least: float) -> float:
+    """A counter at Ray's metrics endpoint, which is some seconds late."""
+    ends_s = time.monotonic() + EXPORTED_WITHIN_S
+    while True:
+        found = sum(value for series, had, value in scrape() if series == name and labels.items() <= had.items())
+        if found >= at_least or time.monotonic() > ends_s:
+            return found
+        time.sleep(1)
