@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from serve_fakes import TRACE, encoded, http_server
 
 from sif_ray.config import ServeConfig
@@ -43,7 +44,11 @@ def run(command: list[str], folder: Path) -> str:
 @pytest.mark.skipif(not (shutil.which("curl") and shutil.which("bash")), reason="needs curl and bash")
 @pytest.mark.parametrize(
     ("page", "path", "with_key"),
-    [("README.md", "/v1/sif", False), ("docs/serving.md", "/v1/sif", False), ("docs/serving.md", "/v1/chat", True)],
+    [
+        ("README.md", "/v1/sif -F", False),
+        ("docs/serving.md", "/v1/sif -F", False),
+        ("docs/serving.md", "/v1/chat", True),
+    ],
 )
 def test_curl(server, tmp_path, page, path, with_key):
     base_url, keys = server
@@ -53,8 +58,23 @@ def test_curl(server, tmp_path, page, path, with_key):
     if keys and not with_key:
         assert reply["error"]["type"] == "authentication_error"
     else:
-        answer = reply["answer"] if path == "/v1/sif" else reply["choices"][0]["message"]["content"]
+        answer = reply["answer"] if "/v1/sif" in path else reply["choices"][0]["message"]["content"]
         assert answer == "red ball"
+
+
+@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("bash")), reason="needs curl and bash")
+@pytest.mark.parametrize("server", [False], indirect=True, ids=["open"])
+def test_curl_draws_and_streams(server, tmp_path):
+    base_url, _ = server
+    [draw] = blocks("docs/serving.md", "/v1/sif?overlay=1")
+    run(["bash", "-c", draw.replace(SERVED_AT, base_url)], tmp_path)
+    with Image.open(tmp_path / "looked.jpg") as picture:
+        assert (picture.format, picture.width) == ("JPEG", 774)
+    [stream] = blocks("docs/serving.md", "/v1/sif?stream=1")
+    events = re.findall(
+        r"^event: (\w+)$", run(["bash", "-c", stream.replace(SERVED_AT, base_url)], tmp_path), re.MULTILINE
+    )
+    assert (events[0], events[-1]) == ("depth", "reply")
 
 
 def test_openai(server, tmp_path):
