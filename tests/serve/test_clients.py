@@ -63,7 +63,7 @@ def test_curl(server, tmp_path, page, path, with_key):
 
 
 @pytest.mark.skipif(not (shutil.which("curl") and shutil.which("bash")), reason="needs curl and bash")
-@pytest.mark.parametrize("server", [False], indirect=True, ids=["open"])
+@pytest.mark.parametrize("server", [{}], indirect=True, ids=["open"])
 def test_curl_draws_and_streams(server, tmp_path):
     base_url, _ = server
     [draw] = blocks("docs/serving.md", "/v1/sif?overlay=1")
