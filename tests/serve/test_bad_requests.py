@@ -41,9 +41,7 @@ from sif_ray.serve.stage import serving
 
 TYPES = {401: "authentication_error", 503: "server_error", 504: "server_error"}
 MAX_MESSAGE_CHARS = 1100
-MAX_GROWTH_BYTES = (
-    300_000_000  # a body of 53 MB, whole and in pieces, and what its reading takes; a bomb would be gigabytes
-)
+MAX_GROWTH_BYTES = 600_000_000  # a body of 53 MB, in pieces and whole, and its reading; a bomb would be gigabytes
 
 
 @dataclass(frozen=True)
