@@ -45,17 +45,18 @@ _CHAT_SCHEMA = ChatRequest.model_json_schema(ref_template=_REF)
 _EVENT_SCHEMA = TypeAdapter(SifEvent | Refusal).json_schema(ref_template=_REF, mode="serialization")
 _PARTS = _CHAT_SCHEMA.pop("$defs") | _EVENT_SCHEMA.pop("$defs")
 _CHAT_BODY: dict[str, Any] = {"required": True, "content": {"application/json": {"schema": _CHAT_SCHEMA}}}
+_STATUSES = (400, 401, 404, 413, 415, 422, 429, 503, 504)
 _SIF_REPLIES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The reply, or with `stream` server-sent events with it as the last. Their names in the order "
         f"of the schemas: {', '.join(EVENT_NAMES.values())}",
         "content": {"text/event-stream": {"schema": _EVENT_SCHEMA}},
     },
-    **{status: {"model": Refusal} for status in (400, 401, 413, 415, 422, 429, 503, 504)},
+    **{status: {"model": Refusal} for status in _STATUSES},
 }
 _CHAT_REPLIES: dict[int | str, dict[str, Any]] = {
     200: {"description": "OpenAI's chat completion, or its chunks as server-sent events with `stream`"},
-    **{status: {"model": Refusal} for status in (400, 401, 404, 413, 415, 422, 429, 503, 504)},
+    **{status: {"model": Refusal} for status in _STATUSES},
 }
 
 

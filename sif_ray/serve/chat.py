@@ -18,10 +18,11 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from sif_ray.config import SamplingConfig
 from sif_ray.serve.answer_split import AnswerSplit, Part, split_answer
+from sif_ray.serve.backends import Ask, Generation, Refused
 from sif_ray.serve.protocol import ChatMessage, ChatRequest, ImagePart
 from sif_ray.serve.record import current
 from sif_ray.serve.refusal import RequestRefused
-from sif_ray.serve.service import Ask, Generation, Refused, SifService, accepted
+from sif_ray.serve.service import SifService, accepted
 
 PLAIN = "-plain"
 MAX_CHAT_IMAGES = 2  # what an engine is started for

@@ -18,9 +18,10 @@ from sif_ray.config import ServeConfig
 from sif_ray.rollout.errors import EngineDiedError
 from sif_ray.serve.access import Keys
 from sif_ray.serve.api import build_api
+from sif_ray.serve.backends import Ask, Generation, Refused
 from sif_ray.serve.meter import Meter
 from sif_ray.serve.refusal import RequestRefused
-from sif_ray.serve.service import Ask, Generation, Refused, SifService
+from sif_ray.serve.service import SifService
 
 LOST = (EngineDiedError, RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
 RETRY_LOST_S = 10  # an engine of a small policy is back by then

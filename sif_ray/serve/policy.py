@@ -10,7 +10,7 @@ from ray import serve
 from sif_ray.config import ServeConfig
 from sif_ray.rollout.engine import RolloutEngine, RolloutRequest
 from sif_ray.rollout.errors import EngineDiedError, RolloutRequestError
-from sif_ray.serve.service import Ask, Generation, Refused
+from sif_ray.serve.backends import Ask, Generation, Refused
 
 
 @serve.deployment(logging_config={"enable_access_log": False})  # the gateway writes one line per request

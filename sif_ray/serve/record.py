@@ -7,13 +7,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-if TYPE_CHECKING:
-    from sif_ray.serve.service import Ask, EstimateDepth, Generation, Policy, Refused
+from sif_ray.serve.backends import Ask, EstimateDepth, Generation, Policy, Refused
 
 HUNG_UP = 499
 """The status of a request whose client did not wait for it, as web servers log it."""
@@ -127,8 +125,6 @@ class RecordedPolicy:
 
 
 def _note(written: Generation | Refused, started_s: float) -> None:
-    from sif_ray.serve.service import Generation
-
     if isinstance(written, Generation):
         record = current()
         record.generate_s = time.monotonic() - started_s

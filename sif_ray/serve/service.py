@@ -8,10 +8,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
 
 from sif_ray.config import SamplingConfig, ServeConfig
 from sif_ray.datagen.pictures import Photo
@@ -19,6 +18,7 @@ from sif_ray.method.boxes import is_box
 from sif_ray.method.trace import AreaBox, TraceError, find_answer, find_areas, parse
 from sif_ray.observe.focus_picture import draw_steps, jpeg
 from sif_ray.serve.addresses import ADDRESS, Addresses
+from sif_ray.serve.backends import Ask, EstimateDepth, Generation, Policy, Refused
 from sif_ray.serve.growing_trace import GrowingTrace
 from sif_ray.serve.images import decode_base64, read_photo
 from sif_ray.serve.protocol import (
@@ -35,52 +35,6 @@ from sif_ray.serve.record import RecordedPolicy, current, recorded_depth
 from sif_ray.serve.refusal import RequestRefused
 
 MAX_DRAWN = 100  # steps of an overlay; a JPEG has room for 65,535 lines
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What the policy is asked: a question in the prompt of its training, or a chat as it stands.
-
-    Example: `Ask((rgb_png, depth_png), SamplingConfig(temperature=0.0), question="Which is closer, ...?")`.
-    """
-
-    images: tuple[bytes, ...]  # encoded, in order of their places in the prompt
-    sampling: SamplingConfig
-    question: str = ""
-    messages: tuple[dict[str, Any], ...] = ()  # instead of `question`; see `sif_ray.policy.processor.Message`
-    seed: int | None = None
-    adapter: str = ""  # "" = the policy itself
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What the policy wrote: all of it, or as a stream what it has added."""
-
-    text: str
-    policy_version: int
-    num_prompt_tokens: int = 0
-    num_tokens: int = 0
-    finish_reason: str | None = "stop"  # "stop" or "length"; None = more follows
-    engine_s: float | None = None  # that the engine took for the whole output, measured beside it
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A request that the policy cannot take, say for its length."""
-
-    message: str
-
-
-EstimateDepth = Callable[[bytes], Awaitable[bytes]]
-"""Encoded photograph to its depth in pseudo-colours, as `sif_ray.depth.encoding.depth_png` encodes it."""
-
-
-class Policy(Protocol):
-    """Writes outputs. A refusal is a value, because an error would come back wrapped in a remote one."""
-
-    def generate(self, ask: Ask) -> Awaitable[Generation | Refused]: ...
-
-    def stream(self, ask: Ask) -> AsyncGenerator[Generation | Refused]: ...
 
 
 class SifService:

@@ -17,7 +17,8 @@ from sif_ray.config import ServeConfig
 from sif_ray.depth.encoding import depth_png
 from sif_ray.serve.access import Keys
 from sif_ray.serve.api import build_api
-from sif_ray.serve.service import Ask, Generation, Refused, SifService
+from sif_ray.serve.backends import Ask, Generation, Refused
+from sif_ray.serve.service import SifService
 
 TRACE = (
     '<think><area>[{"bbox_2d":[0.000,0.000,1.000,1.000],"depth":0.500}]</area>\n<text>Look at the whole image.</text>'

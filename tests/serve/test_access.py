@@ -14,7 +14,8 @@ from serve_fakes import Policy, encoded, slope
 from sif_ray.config import ConfigError, ServeConfig
 from sif_ray.serve.access import Keys
 from sif_ray.serve.api import build_api
-from sif_ray.serve.service import Ask, SifService
+from sif_ray.serve.backends import Ask
+from sif_ray.serve.service import SifService
 
 ALICE, BOB = {"Authorization": "Bearer a-key"}, {"Authorization": "bearer b-key"}
 

@@ -36,7 +36,8 @@ from sif_ray.method.depth_code import box_mean, from_disparity
 from sif_ray.method.trace import EXPLANATIONS, AreaBox, Step, Trace
 from sif_ray.serve.access import Keys
 from sif_ray.serve.api import build_api
-from sif_ray.serve.service import Ask, Refused, SifService
+from sif_ray.serve.backends import Ask, Refused
+from sif_ray.serve.service import SifService
 from sif_ray.serve.stage import serving
 from sif_ray.toyworld.questions import all_questions
 from sif_ray.toyworld.render import png, render

@@ -16,9 +16,10 @@ from serve_fakes import TRACE, Policy, encoded, slope
 from sif_ray.config import ServeConfig
 from sif_ray.serve.access import Keys
 from sif_ray.serve.api import build_api
+from sif_ray.serve.backends import Ask, Generation
 from sif_ray.serve.protocol import DepthEvent, SifRequest, StepEvent
 from sif_ray.serve.refusal import RequestRefused
-from sif_ray.serve.service import Ask, Generation, SifService
+from sif_ray.serve.service import SifService
 
 CONFIG = ServeConfig(max_image_bytes=100_000, max_question_chars=100, timeout_s=0.5)
 
