@@ -71,8 +71,10 @@ def from_disparity(disparity: npt.ArrayLike) -> npt.NDArray[np.float64]:
     low, high = float(values_HW.min()), float(values_HW.max())
     if low == high:
         return np.full(values_HW.shape, CONSTANT_DEPTH)
-    # halves: high - low itself may overflow
-    depth_HW: npt.NDArray[np.float64] = (high / 2 - values_HW / 2) / (high / 2 - low / 2)
+    # Scaled by a power of two, which is exact: high - low itself may overflow, and half of it may be 0.
+    exponent = math.frexp(max(abs(low), abs(high)))[1] + 1
+    values_HW, low, high = np.ldexp(values_HW, -exponent), math.ldexp(low, -exponent), math.ldexp(high, -exponent)
+    depth_HW: npt.NDArray[np.float64] = (high - values_HW) / (high - low)
     return np.clip(depth_HW, 0.0, 1.0)
 
 

@@ -43,8 +43,8 @@ def all_trained_once(rig: Rig) -> bool:
 
 def test_leases_of_a_dead_engine_return_at_once_and_its_successor_joins_at_the_current_version(caplog):
     """The only engine dies in the middle of the run, with long leases: waiting for their expiry would take minutes."""
-    rig = Rig(num_engines=1, num_prompts=30, max_staleness=2, slow_s=0.02)
-    rig.engines = [MortalEngine(rig.engines[0].rng, 0.02)]
+    rig = Rig(num_engines=1, num_prompts=30, max_staleness=2, slow_s=0.1)
+    rig.engines = [MortalEngine(rig.engines[0].rng, 0.1)]
 
     async def kill(task):
         await until(task, lambda: rig.learner.version >= 4 and rig.loop._engines.ready[0].leases)

@@ -38,6 +38,7 @@ def test_from_disparity_worked_by_hand() -> None:
     assert from_disparity([[2.0, 4.0, 10.0]]).tolist() == [[1.0, 0.75, 0.0]]
     assert from_disparity(np.full((2, 3), 7)).tolist() == [[CONSTANT_DEPTH] * 3] * 2
     assert from_disparity([[-1e308, 0.0, 1e308]]).tolist() == [[1.0, 0.5, 0.0]]
+    assert from_disparity([[0.0, 5e-324]]).tolist() == [[1.0, 0.0]]
 
 
 @given(hnp.arrays(np.float64, (3, 4), elements=st.floats(-1e300, 1e300)))

@@ -27,7 +27,7 @@ from sif_ray.serve.app import build_app
 from sif_ray.toyworld.render import png, render
 from sif_ray.toyworld.scenes import make_scene
 
-SHIPPED = Path(__file__).parents[2] / "configs" / "serve_deploy.yaml"
+SHIPPED = Path(__file__).parents[2] / "cluster" / "serve.yaml"
 READY_WITHIN_S = 180.0
 OPEN = os.environ | {"RAY_AUTH_MODE": "disabled"}  # whatever token this machine's user has for Ray
 SERVE = str(Path(sys.executable).with_name("serve"))
