@@ -21,21 +21,17 @@ SHADE = 0.58  # brightness outside the focus
 
 def draw_pair(photo: bytes, depth_image: bytes, focus: Sequence[Box], truth: Sequence[Box] = ()) -> Image.Image:
     """Photograph and depth map (encoded) side by side, with boxes in fractions of the image."""
-    pictures = [_draw(encoded, truth, focus) for encoded in (photo, depth_image)]
-    height = max(picture.height for picture in pictures)
-    joined = Image.new("RGB", (sum(picture.width for picture in pictures) + GAP_PX, height), GREY)
-    joined.paste(pictures[0], (0, 0))
-    joined.paste(pictures[1], (pictures[0].width + GAP_PX, 0))
-    return joined
+    return _pair(_shown(photo), _shown(depth_image), focus, truth)
 
 
 def draw_steps(photo: bytes, depth_image: bytes, steps: Iterable[tuple[Sequence[Box], str]], last: str) -> Image.Image:
     """A `draw_pair` for each step with its text below, one under the other, and below them `last`."""
+    shown = _shown(photo), _shown(depth_image)
     rows: list[Image.Image] = []
     for number, (boxes, text) in enumerate(steps, 1):
-        pair = draw_pair(photo, depth_image, boxes)
+        pair = _pair(*shown, boxes)
         rows += [pair, _caption(f"{number}  {text}".rstrip(), pair.width)]
-    rows = rows or [draw_pair(photo, depth_image, ())]
+    rows = rows or [_pair(*shown, ())]
     rows.append(_caption(last, rows[0].width))
     joined = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)), PAPER)
     top = 0
@@ -52,6 +48,15 @@ def jpeg(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def _pair(photo: Image.Image, depth: Image.Image, focus: Sequence[Box], truth: Sequence[Box] = ()) -> Image.Image:
+    pictures = [_draw(picture, truth, focus) for picture in (photo, depth)]
+    height = max(picture.height for picture in pictures)
+    joined = Image.new("RGB", (sum(picture.width for picture in pictures) + GAP_PX, height), GREY)
+    joined.paste(pictures[0], (0, 0))
+    joined.paste(pictures[1], (pictures[0].width + GAP_PX, 0))
+    return joined
+
+
 def _caption(text: str, width_px: int) -> Image.Image:
     font = ImageFont.load_default(TEXT_PX)
     lines = textwrap.wrap(text, max(8, int(width_px / (0.55 * TEXT_PX)))) or [""]
@@ -61,12 +66,17 @@ def _caption(text: str, width_px: int) -> Image.Image:
     return caption
 
 
-def _draw(encoded: bytes, truth: Sequence[Box], focus: Sequence[Box]) -> Image.Image:
+def _shown(encoded: bytes) -> Image.Image:
+    """In the size in which it is drawn."""
     picture = Image.open(io.BytesIO(encoded))
     picture.thumbnail((SIDE_PX, SIDE_PX))  # a large JPEG is decoded at a smaller scale
     scale = SIDE_PX / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    picture = picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
+    return picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
+
+
+def _draw(shown: Image.Image, truth: Sequence[Box], focus: Sequence[Box]) -> Image.Image:
+    picture, size = shown.copy(), shown.size
     if focus:
         inside = Image.new("1", size)
         for box in focus:

@@ -16,6 +16,8 @@ from typing import Any
 from ray import serve
 
 from sif_ray.config import ServeConfig, load_values
+from sif_ray.policy.adapter import check_served_adapter
+from sif_ray.policy.check import check_policy
 from sif_ray.serve.depth import Depth
 from sif_ray.serve.gateway import Gateway
 from sif_ray.serve.policy import Policy
@@ -29,13 +31,17 @@ BUSY = 0.75
 
 def build_app(args: Mapping[str, Any] | ServeConfig) -> serve.Application:
     """The application, for `serve.run`, and for `serve deploy` and RayService, whose `args` are the keys of
-    `ServeConfig`, as in `configs/serve.yaml`. Raises `ConfigError` for wrong ones.
+    `ServeConfig`, as in `configs/serve.yaml`. Raises `ConfigError` for wrong ones, and for a policy or an adapter that
+    could not be served.
 
     Where `args` change, a new version is rolled out: its replicas start beside the old ones, which finish what they
     have begun.
     """
     config = args if isinstance(args, ServeConfig) else load_values("serve", args)
     engine = config.engine
+    check_policy(config.policy, engine_on_cpu=not engine.num_gpus)
+    for name, adapter in config.adapters.items():
+        check_served_adapter(adapter, config.policy, f"adapters.{name}")
     rollout = {"graceful_shutdown_timeout_s": config.timeout_s, "max_surge_percent": config.max_surge_percent}
     depth = Depth.options(
         **rollout,

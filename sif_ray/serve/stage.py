@@ -13,8 +13,6 @@ from ray import serve
 
 from sif_ray.config import ServeConfig
 from sif_ray.depth.checkpoint import tell_licence
-from sif_ray.policy.adapter import check_served_adapter
-from sif_ray.policy.check import check_policy
 from sif_ray.runtime import ray_session
 from sif_ray.serve.access import Keys
 from sif_ray.serve.app import build_app
@@ -35,18 +33,16 @@ def run(config: ServeConfig) -> None:
 @contextlib.contextmanager
 def serving(config: ServeConfig) -> Iterator[str]:
     """The application for the body, as its base URL, e.g. "http://127.0.0.1:8000"; ready when it is entered."""
-    check_policy(config.policy, engine_on_cpu=not config.engine.num_gpus)
-    for name, adapter in config.adapters.items():
-        check_served_adapter(adapter, config.policy, f"adapters.{name}")
     tell_licence(config.depth_model)
     if not Keys.read(config) and config.host not in LOOPBACK:
         log.warning("host = %s, and no api_keys_file or api_keys_env: whoever reaches it may ask", config.host)
     port = config.port or _free_port(config.host)
     config = dataclasses.replace(config, port=port)
+    application = build_app(config)
     with ray_session(config.ray):
         try:
             serve.start(http_options={"host": config.host, "port": port}, logging_config={"log_level": "WARNING"})
-            serve.run(build_app(config), name=APPLICATION, route_prefix="/")
+            serve.run(application, name=APPLICATION, route_prefix="/")
             yield f"http://{config.host}:{port}"
         finally:
             serve.shutdown()

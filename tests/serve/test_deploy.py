@@ -46,7 +46,14 @@ def test_the_shipped_configuration_is_one_of_ray_serve_and_of_the_application():
     config = yaml.safe_load(SHIPPED.read_text())
     [application] = ServeDeploySchema.model_validate(config).applications
     assert application.import_path == f"{build_app.__module__}:{build_app.__name__}"
-    assert isinstance(build_app(application.args), serve.Application)
+    assert isinstance(build_app(application.args | {"policy": "toy"}), serve.Application)
+
+
+def test_what_cannot_be_served_is_refused_before_anything_starts(tmp_path):
+    with pytest.raises(ConfigError, match="policy = "):
+        build_app({"policy": str(tmp_path / "nothing")})
+    with pytest.raises(ConfigError, match=r"adapters\.cars = .*has no adapter_config\.json"):
+        build_app({"policy": "toy", "adapters": {"cars": str(tmp_path)}})
 
 
 @pytest.mark.parametrize(
