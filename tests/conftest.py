@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 
-from sif_ray.runtime import SERVE_ENVIRONMENT
+from sif_ray.runtime import SERVE_ENVIRONMENT, haproxy_environment
 
 # Before Ray, vLLM or tokenizers are imported; processes that tests start inherit it.
 os.environ |= SERVE_ENVIRONMENT | {
@@ -97,7 +97,13 @@ def ray_local(no_process_left_behind: None) -> Iterator[None]:
     """A Ray of this test session's own: 4 logical CPUs, small object store, no dashboard."""
     import ray
 
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:  # short: it holds sockets
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,  # short: it holds sockets
+        haproxy_environment() as haproxy,
+        pytest.MonkeyPatch.context() as environment,
+    ):
+        for name, value in haproxy.items():
+            environment.setenv(name, value)
         ray.init(
             address="local",
             num_cpus=4,

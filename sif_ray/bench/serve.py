@@ -5,8 +5,8 @@ process, in turns; each turn starts an engine of its own, so that nothing is kno
 Overhead is measured request by request, one at a time: what the client waits, less what the call of the engine took
 inside (`Server-Timing: engine`). Throughput keeps more requests under way than the engine takes, on both ways. No depth
 is estimated: that is work, not overhead. Load, gateway and engine share this machine's cores: with few of them, what
-the gateway computes is taken from the engine. RAY_SERVE_ENABLE_HA_PROXY=1 in the environment measures HAProxy in front
-of the gateway.
+the gateway computes is taken from the engine. RAY_SERVE_ENABLE_HA_PROXY=0 in the environment measures Ray's own proxy
+in front of the gateway instead of HAProxy.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def measure(repetitions: int, load: Load = Load()) -> Findings:
     ]
     figures = {
         "load": asdict(load),
-        "proxy": "HAProxy" if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" else "Ray Serve's own",
+        "proxy": "Ray Serve's own" if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "0" else "HAProxy",
         "overhead_ms": spread(overheads_ms),
         "latency_ms": {name: spread(values) for name, values in latencies_ms.items()},
         "tokens_per_s": {name: spread(values) for name, values in rates.items()},
