@@ -98,6 +98,14 @@ TOOLS = {
         "compare the saved outputs of two policies",
         ("--benchmark sat --annotations val.parquet --predictions b.jsonl --baseline a.jsonl --json difference.json",),
     ),
+    "submit": Tool(
+        "sif_ray.submit",
+        "run a job on a Ray cluster, show its log and return its exit status",
+        (
+            "--address http://127.0.0.1:8265 generate --config configs/generate.yaml",
+            "--run-id first grpo --config configs/grpo.yaml max_steps=100",
+        ),
+    ),
     "bench": Tool(
         "sif_ray.bench",
         "measure a part of the system on this machine",

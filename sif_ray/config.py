@@ -37,9 +37,20 @@ TRACKERS = ("prometheus", "tensorboard", "wandb", "mlflow")
 
 @dataclass
 class RayConfig:
-    address: str = "local"  # "local" starts a cluster for this run; "auto" or host:port joins one
+    address: str = ""  # "" = a submitted job's cluster (RAY_ADDRESS), else "local", one that this run starts for itself
     num_cpus: int = 0  # logical CPUs of a local cluster; 0 = as many as the machine has, at least 4
     object_store_mib: int = 512  # of a local cluster
+
+    @property
+    def cluster(self) -> str:
+        """Address of the cluster; "local" = one that this run starts for itself."""
+        around = os.environ.get("RAY_ADDRESS", "")
+        return self.address or ("local" if around.startswith("http") else around) or "local"  # http: of the Jobs API
+
+    @property
+    def local(self) -> bool:
+        """Whether the run starts a cluster for itself, whose size is known; one that is joined may grow."""
+        return self.cluster == "local"
 
     @property
     def local_cpus(self) -> int:

@@ -49,7 +49,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     """Ray for the body: a session that is already up is used and left up; otherwise one is joined or started, and left
     or ended with the body, also after an error or an interrupt.
 
-    The address "local" starts a cluster of this process's own, whatever else runs on the machine.
+    A local cluster is this process's own, whatever else runs on the machine.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -58,7 +58,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if config.address == "local":
+    if config.local:
         with haproxy_environment() as haproxy:
             # The workers' variables are inherited by every process of the cluster.
             with _own_sigterm(), _defaults_in_environment(_WORKERS_ONLY | haproxy):
@@ -72,7 +72,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
                 yield
     else:
         with _own_sigterm():
-            ray.init(address=config.address)
+            ray.init(address=config.cluster)
         with _until_shutdown():
             yield
 

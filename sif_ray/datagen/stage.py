@@ -193,7 +193,7 @@ def _check_pools(config: GenerateConfig) -> None:
     if config.teacher.kind != "template":
         needed += config.teacher.actors_min * pipeline.teacher_resources(config.teacher).get("num_cpus", 0)
         keys += ", teacher.actors_min"
-    if config.ray.address == "local" and available < needed:
+    if config.ray.local and available < needed:
         raise ConfigError(
             f"ray.num_cpus ({available:g}) is below {needed:g}, 1 for the tasks and the rest for the pools ({keys}); "
             "raise it or lower those"

@@ -71,7 +71,7 @@ def policies_at_once(tasks: Sequence[Task], config: EvaluateConfig, cluster: Map
         for name, key in (("CPU", "num_cpus"), ("GPU", "num_gpus"))
     }
     room = min(int(cluster.get(name, 0.0) / amount) for name, amount in asked.items() if amount)
-    if not room and config.ray.address == "local":
+    if not room and config.ray.local:
         raise ConfigError(
             f"a policy needs {asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs at once, and there are "
             f"{cluster.get('CPU', 0):g} and {cluster.get('GPU', 0):g}: lower engine.num_cpus, engine.num_gpus, "

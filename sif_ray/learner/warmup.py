@@ -154,7 +154,7 @@ def _refuse_quantised(folder: str, policy: str) -> None:
 def _check_ranks(config: WarmupConfig) -> None:
     """Refuse a cluster of this machine's own that is too small. One that is joined may grow."""
     learner = config.learner
-    if config.ray.address != "local":
+    if not config.ray.local:
         return
     num_cpus = ray.cluster_resources().get("CPU", 0) if ray.is_initialized() else config.ray.local_cpus
     num_ranks = config.min_ranks or learner.num_ranks

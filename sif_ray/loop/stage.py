@@ -102,7 +102,7 @@ def run(config: GrpoConfig) -> None:
             return
         checkpoints.check_newest()
     check_judge(config.judge)
-    can_grow = config.ray.address != "local"
+    can_grow = not config.ray.local
     with (
         kept_to_itself(output),
         ray_session(config.ray),

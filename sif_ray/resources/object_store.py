@@ -42,7 +42,7 @@ def check_object_store(config: GrpoConfig, num_parameters: int | None, samples: 
     Ray would not fail: it would write to disk and become slow. `num_parameters` None = unknown, not judged. The store
     of a cluster that is joined is its administrator's.
     """
-    if config.ray.address != "local":
+    if not config.ray.local:
         return
     weights, groups = weights_bytes(config, num_parameters or 0), groups_bytes(config, samples)
     if weights + groups > config.ray.object_store_mib * MIB:

@@ -26,7 +26,10 @@ BESIDE = 64
 """Requests of a gateway beside `max_requests`: refusals that say when to ask again, questions after its health."""
 
 BUSY = 0.75
-"""Of the requests that a replica takes at once: above it, autoscaling wants another one."""
+"""Of the requests that a replica works on at once: above it, autoscaling wants another one."""
+
+WAITING = 5
+"""Times `max_num_seqs`: how many requests an engine has, those it writes included; the next is refused."""
 
 
 def build_app(args: Mapping[str, Any] | ServeConfig) -> serve.Application:
@@ -50,17 +53,18 @@ def build_app(args: Mapping[str, Any] | ServeConfig) -> serve.Application:
     ).bind(config)
     policy = Policy.options(
         **rollout,
-        **_replicas(config.actors_min, config.actors_max, engine.max_num_seqs),
-        max_queued_requests=4 * engine.max_num_seqs,
+        # As many again wait inside the engine, which so has the next at hand when a sequence ends.
+        **_replicas(config.actors_min, config.actors_max, engine.max_num_seqs, waiting=engine.max_num_seqs),
+        max_queued_requests=(WAITING - 2) * engine.max_num_seqs,
         ray_actor_options={"num_cpus": engine.num_cpus, "num_gpus": engine.num_gpus},
     ).bind(config)
     gateway = Gateway.options(**rollout, **_replicas(config.gateways, config.gateways, config.max_requests + BESIDE))
     return gateway.bind(config, depth, policy)
 
 
-def _replicas(fewest: int, most: int, at_once: int) -> dict[str, Any]:
-    """Options for a deployment whose replicas take `at_once` requests each."""
+def _replicas(fewest: int, most: int, at_once: int, waiting: int = 0) -> dict[str, Any]:
+    """Options for a deployment whose replicas work on `at_once` requests each while `waiting` others wait inside."""
     if fewest == most:
-        return {"num_replicas": fewest, "max_ongoing_requests": at_once}
+        return {"num_replicas": fewest, "max_ongoing_requests": at_once + waiting}
     scaling = {"min_replicas": fewest, "max_replicas": most, "target_ongoing_requests": BUSY * at_once}
-    return {"autoscaling_config": scaling, "max_ongoing_requests": at_once}
+    return {"autoscaling_config": scaling, "max_ongoing_requests": at_once + waiting}

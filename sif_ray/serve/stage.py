@@ -41,7 +41,11 @@ def serving(config: ServeConfig) -> Iterator[str]:
     application = build_app(config)
     with ray_session(config.ray):
         try:
-            serve.start(http_options={"host": config.host, "port": port}, logging_config={"log_level": "WARNING"})
+            serve.start(
+                proxy_location="HeadOnly",  # where this base URL is; `serve deploy` puts one on every node
+                http_options={"host": config.host, "port": port},
+                logging_config={"log_level": "WARNING"},
+            )
             serve.run(application, name=APPLICATION, route_prefix="/")
             yield f"http://{config.host}:{port}"
         finally:

@@ -1,0 +1,89 @@
+"""A Ray cluster of several nodes on this machine, with token authentication, in a process of its own.
+
+As a program it prints the address of its Jobs API, then obeys the lines on its standard input, each answered by one
+line: `add CPUS` starts a node and answers its id, `remove ID` kills one; the end of the input ends the cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass
+class ClusterProcess:
+    """The cluster as its tests see it."""
+
+    process: subprocess.Popen[str]
+    token: str
+    address: str = ""
+    environment: dict[str, str] = field(default_factory=dict)  # of programs that talk to it
+
+    def tell(self, line: str) -> str:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, "the cluster has ended"
+        return line.strip()
+
+    def add_node(self, num_cpus: int) -> str:
+        return self.tell(f"add {num_cpus}")
+
+    def remove_node(self, node_id: str) -> None:
+        assert self.tell(f"remove {node_id}") == "removed"
+
+
+@contextmanager
+def cluster_process(num_cpus: int, environment: Mapping[str, str] | None = None) -> Iterator[ClusterProcess]:
+    """A head with so many logical CPUs; `environment` is that of all its processes, beside this one's."""
+    token = secrets.token_hex(16)
+    known = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(num_cpus)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=known | dict(environment or {}),
+    )
+    cluster = ClusterProcess(process, token, environment=known)
+    try:
+        cluster.address = cluster.answer()
+        yield cluster
+    finally:
+        process.communicate()
+
+
+def main(num_cpus: int) -> None:
+    from ray.cluster_utils import Cluster
+
+    commands = sys.stdin
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever Ray prints does not come between the answers
+    head = {"num_cpus": num_cpus, "include_dashboard": True, "dashboard_port": 0}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    nodes = {}
+    answers.write(f"http://{cluster.webui_url}\n")
+    for line in commands:
+        verb, argument = line.split()
+        if verb == "add":
+            node = cluster.add_node(num_cpus=int(argument))
+            nodes[node.node_id] = node
+            answers.write(f"{node.node_id}\n")
+        else:
+            cluster.remove_node(nodes.pop(argument), allow_graceful=False)
+            answers.write("removed\n")
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
