@@ -37,11 +37,12 @@ _ENVIRONMENT = SERVE_ENVIRONMENT | {
     # An engine's processes are children of a Ray worker: the raylet ends them when the worker dies, however it dies.
     "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
 }
-_WORKERS_ONLY = {
+WORKER_ENVIRONMENT = {
     "TQDM_DISABLE": "1",  # the loading bars of other libraries; ours are drawn where the run was started
     "TRANSFORMERS_VERBOSITY": "error",
     "PILLOW_BLOCKS_MAX": "8",  # memory of decoded pictures is used again: fresh pages cost as much as the decoding
 }
+"""Of worker processes, but not of the process that starts them."""
 
 
 @contextlib.contextmanager
@@ -61,7 +62,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     if config.local:
         with haproxy_environment() as haproxy:
             # The workers' variables are inherited by every process of the cluster.
-            with _own_sigterm(), _defaults_in_environment(_WORKERS_ONLY | haproxy):
+            with _own_sigterm(), _defaults_in_environment(WORKER_ENVIRONMENT | haproxy):
                 ray.init(
                     address="local",
                     num_cpus=config.local_cpus,

@@ -26,6 +26,7 @@ import yaml
 
 from sif_ray import cli, config
 from sif_ray.config import ConfigError
+from sif_ray.runtime import WORKER_ENVIRONMENT
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
         client.stop_job(job)
         asyncio.run(_follow(client, job, shown=None))
         raise
-    return _status(client.get_job_info(job))
+    return exit_status(client.get_job_info(job))
 
 
 # --- the request -----------------------------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ def _runtime_env(options: argparse.Namespace) -> dict[str, Any]:
                 f"--runtime-env: env_vars.{name} looks like a secret, and whoever sees the dashboard reads it; set the "
                 "variable on the machines of the cluster (a Secret in Kubernetes) and name it in the configuration"
             )
-    variables.setdefault("RAY_JOB_STOP_WAIT_TIME_S", str(STOP_TIMEOUT_S))
+    variables = WORKER_ENVIRONMENT | {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_TIMEOUT_S)} | variables
     environment = dict(given) | {"env_vars": variables}
     if options.working_dir:
         environment |= {"working_dir": options.working_dir, "excludes": [*NOT_UPLOADED, *given.get("excludes", [])]}
@@ -141,11 +142,13 @@ def _runtime_env(options: argparse.Namespace) -> dict[str, Any]:
 
 def _connect(address: str | None) -> Any:
     """A client of the Jobs API. Its token is Ray's: RAY_AUTH_MODE and RAY_AUTH_TOKEN, or ~/.ray/auth_token."""
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.WARNING)  # every file that is not sent, twice
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
+    except (AuthenticationError, ConnectionError, RuntimeError) as error:
         raise ConfigError(
             f"--address = {address or 'the cluster of this machine'!r}: {error}; give http://HOST:8265 of a cluster "
             "that runs, and its token in RAY_AUTH_TOKEN with RAY_AUTH_MODE=token"
@@ -192,9 +195,10 @@ async def _follow(client: Any, job: str, shown: int | None = 0) -> None:
         await asyncio.sleep(RETRY_S)
 
 
-def _status(job: Any) -> int:
+def exit_status(job: Any) -> int:
     """The exit status of a job that has ended, as a shell gives it."""
-    log.log(logging.INFO if job.status == "SUCCEEDED" else logging.ERROR, "%s: %s", job.status, job.message)
+    message = str(job.message).partition(", last available logs")[0]  # they have been shown
+    log.log(logging.INFO if job.status == "SUCCEEDED" else logging.ERROR, "%s: %s", job.status.lower(), message)
     if job.status == "STOPPED":
         return cli.INTERRUPTED
     code = job.driver_exit_code

@@ -81,14 +81,14 @@ class ChatClient:
         except APIConnectionError as error:
             raise _down("connection", repr(error.__cause__ or error)) from error
         except (APIResponseValidationError, ValueError) as error:
-            raise _down("broken body", repr(error)) from error
+            raise _down("broken body", self._without_key(repr(error))) from None  # as above
         if not isinstance(found, ChatCompletion) or not found.choices or not found.choices[0].message:
-            raise _down("broken body", repr(found)[:500])
+            raise _down("broken body", self._without_key(repr(found))[:500])
         choice, usage = found.choices[0], found.usage
         if choice.message.refusal or choice.finish_reason == "content_filter":
-            raise CallRefused("refusal", choice.message.refusal or "content filter")
+            raise CallRefused("refusal", self._without_key(choice.message.refusal or "content filter"))
         return Completion(
-            text=choice.message.content or "",
+            text=self._without_key(choice.message.content or ""),
             finish_reason=choice.finish_reason,
             tokens_in=usage.prompt_tokens if usage else 0,
             tokens_out=usage.completion_tokens if usage else 0,

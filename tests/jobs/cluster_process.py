@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass
@@ -36,6 +37,18 @@ class ClusterProcess:
         assert line, "the cluster has ended"
         return line.strip()
 
+    def run(self, script: str, *arguments: str, token: str = "") -> subprocess.CompletedProcess[str]:
+        """A program of the checkout that talks to the cluster; what it prints is all in `stdout`."""
+        environment = self.environment | ({"RAY_AUTH_TOKEN": token} if token else {})
+        return subprocess.run(
+            [sys.executable, script, *arguments],
+            cwd=Path(__file__).parents[2],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
     def add_node(self, num_cpus: int) -> str:
         return self.tell(f"add {num_cpus}")
 
@@ -47,7 +60,8 @@ class ClusterProcess:
 def cluster_process(num_cpus: int, environment: Mapping[str, str] | None = None) -> Iterator[ClusterProcess]:
     """A head with so many logical CPUs; `environment` is that of all its processes, beside this one's."""
     token = secrets.token_hex(16)
-    known = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # a job's `python` is this one
+    known = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "PATH": path}
     process = subprocess.Popen(
         [sys.executable, __file__, str(num_cpus)],
         stdin=subprocess.PIPE,
