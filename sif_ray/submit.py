@@ -18,11 +18,13 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from sif_ray import cli, config
 from sif_ray.config import ConfigError
@@ -31,6 +33,7 @@ from sif_ray.runtime import WORKER_ENVIRONMENT
 log = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 300  # for a job to save after SIGTERM; then Ray kills it
+STARTS_S = 180.0  # a cluster may take so long until it takes jobs
 UNREACHABLE_S = 600.0  # the cluster may not answer for so long, as while its head is replaced
 RETRY_S = 2.0
 
@@ -51,9 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--run-id", metavar="NAME", help="name of the run (default: JOB and the time); again = resume")
     parser.add_argument("--runtime-env", metavar="FILE", help="YAML of Ray's runtime environment")
-    parser.add_argument(
-        "--num-cpus", type=float, default=0.0, help="of the job's process (default: 0, on the head)"
-    )
+    parser.add_argument("--num-cpus", type=float, default=0.0, help="of the job's process (default: 0, on the head)")
     parser.add_argument("--no-wait", action="store_true", help="return when the job is sent")
     parser.add_argument("job", metavar="JOB", choices=_names(), help="grpo, evaluate, data, ...")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="what the job's own command line takes")
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     if not re.fullmatch(r"[\w.-]+", run_id):
         raise ConfigError(f"--run-id = {run_id!r}: use letters, digits and . _ -")
     client = _connect(options.address)
-    job = client.submit_job(
+    job = _starting_retried(client.submit_job)(
         entrypoint=shlex.join(["python", f"jobs/{options.job}.py", *options.arguments]),
         submission_id=f"{run_id}-{_attempts(client, run_id) + 1}",
         runtime_env=environment,
@@ -77,13 +78,13 @@ def run(options: argparse.Namespace) -> int:
     log.info("submitted as %s", job)
     if options.no_wait:
         return cli.DONE
+    follower = _Follower(client, job)
     try:
-        asyncio.run(_follow(client, job))
+        asyncio.run(follower.until_end())
     except KeyboardInterrupt:
         log.warning("%s is told to stop; it may save for up to %d s", job, STOP_TIMEOUT_S)
         client.stop_job(job)
-        asyncio.run(_follow(client, job, shown=None))
-        raise
+        asyncio.run(follower.until_end())
     return exit_status(client.get_job_info(job))
 
 
@@ -113,9 +114,7 @@ def _check(options: argparse.Namespace) -> None:
     if file is None or file.is_file() or options.working_dir:
         config.load(options.job, str(file) if file else None, asked.overrides)
     if file and options.working_dir and not file.resolve().is_relative_to(Path(options.working_dir).resolve()):
-        raise ConfigError(
-            f"--config = {asked.config!r} lies outside --working-dir and is not sent along; move it in"
-        )
+        raise ConfigError(f"--config = {asked.config!r} lies outside --working-dir and is not sent along; move it in")
 
 
 def _runtime_env(options: argparse.Namespace) -> dict[str, Any]:
@@ -167,32 +166,47 @@ def _attempts(client: Any, run_id: str) -> int:
     return len(before)
 
 
-async def _follow(client: Any, job: str, shown: int | None = 0) -> None:
-    """Until the job has ended. Shows its log from the character `shown` on; None = shows nothing.
+def _starting_retried(submit_job: Callable[..., str]) -> Callable[..., str]:
+    """The same for a cluster whose head answers before a node can take jobs."""
+    starting = retry_if_exception(lambda error: "No available agent" in str(error))
+    retrying = Retrying(retry=starting, stop=stop_after_delay(STARTS_S), wait=wait_fixed(RETRY_S), reraise=True)
+    return retrying.wraps(submit_job)
 
-    A cluster that does not answer is asked again; after `UNREACHABLE_S` in a row the error is raised.
-    """
-    import aiohttp
-    import requests
 
-    answered_s = time.monotonic()
-    while True:
-        try:
-            if shown is not None:
-                position = 0
-                async for text in client.tail_job_logs(job):
-                    sys.stdout.write(text[max(0, shown - position) :])
-                    sys.stdout.flush()
-                    position += len(text)
-                    shown = max(shown, position)
-            if client.get_job_status(job).is_terminal():
-                return
-            answered_s = time.monotonic()
-        except (aiohttp.ClientError, requests.RequestException, RuntimeError) as error:
-            if time.monotonic() - answered_s > UNREACHABLE_S:
-                raise
-            log.warning("the cluster does not answer (%s); asking again", error)
-        await asyncio.sleep(RETRY_S)
+@dataclass
+class _Follower:
+    """Shows a job's log, every character once."""
+
+    client: Any
+    job: str
+    shown: int = 0
+
+    async def until_end(self) -> None:
+        """A cluster that does not answer is asked again; after `UNREACHABLE_S` in a row the error is raised."""
+        import aiohttp
+        import requests
+
+        answered_s = time.monotonic()
+        while True:
+            try:
+                await self._show()
+                if self.client.get_job_status(self.job).is_terminal():
+                    return
+                answered_s = time.monotonic()
+            except (aiohttp.ClientError, requests.RequestException, RuntimeError) as error:
+                if time.monotonic() - answered_s > UNREACHABLE_S:
+                    raise
+                log.warning("the cluster does not answer (%s); asking again", error)
+            await asyncio.sleep(RETRY_S)
+
+    async def _show(self) -> None:
+        """From its first character, as the server sends it."""
+        position = 0
+        async for text in self.client.tail_job_logs(self.job):
+            sys.stdout.write(text[max(0, self.shown - position) :])
+            sys.stdout.flush()
+            position += len(text)
+            self.shown = max(self.shown, position)
 
 
 def exit_status(job: Any) -> int:

@@ -1,0 +1,126 @@
+"""Every job through `submit` on a real cluster of three nodes with token authentication, nodes that come and go."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pyarrow.dataset as pads
+import pytest
+from conftest import finished
+
+from sif_ray.observe.trail import read_trail
+from sif_ray.toyworld.render import png, render
+from sif_ray.toyworld.scenes import make_scene
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
+
+WAIT_S = 600.0  # for anything that must happen
+SMALL_GRPO = ("groups_per_step=4", "group_size=4", "sampling.max_tokens=60", "num_engines=2", "checkpoint_every=2")
+
+
+def until(holds: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
+    ends_s = time.monotonic() + WAIT_S
+    while not holds():
+        assert process is None or process.poll() is None, process.communicate()[0][-5000:]
+        assert time.monotonic() < ends_s
+        time.sleep(0.2)
+
+
+def stop(cluster, job: str) -> None:
+    command = ["ray", "job", "stop", "--address", cluster.address, job]
+    subprocess.run(command, env=cluster.environment, check=True, capture_output=True)
+
+
+def trained(output: Path) -> list[str]:
+    """Tickets in the order in which they were trained."""
+    trail = output / "trained.jsonl"
+    return [ticket for step in read_trail(trail).values() for ticket in step] if trail.exists() else []
+
+
+def test_a_dataset_is_made_while_nodes_come_and_go(cluster, submit, folder):
+    output = folder / "restless"
+    sizes = ("splits.train=400", "splits.heldout=10", "rows_per_shard=8", "depth_actors_max=4")
+    node = cluster.add_node(2)
+    job = submit("generate", "--config", "configs/generate.yaml", f"output={output}", *sizes)
+    until(lambda: len(list(output.glob("data/*.parquet"))) >= 3, job)
+    cluster.remove_node(node)
+    until(lambda: len(list(output.glob("data/*.parquet"))) >= 6, job)
+    cluster.add_node(2)
+    finished(job)
+    manifest = json.loads((output / "manifest.json").read_text())
+    ids = pads.dataset(output / "data").to_table(columns=["id"])["id"].to_pylist()
+    assert manifest["counts"]["accepted"] + manifest["counts"]["rejected"] == 2 * 410
+    assert len(ids) == len(set(ids)) == manifest["counts"]["accepted"]
+
+
+def test_a_stopped_grpo_job_resumes_and_a_lost_node_costs_no_prompt(cluster, submit, folder, data, policy):
+    output = folder / "grpo"
+    paths = (f"data={data}", f"policy={policy}", f"output={output}")
+    job = ("--run-id", "stopped", "grpo", "--config", "configs/grpo.yaml", *paths, "max_steps=40", *SMALL_GRPO)
+    first = submit(*job)
+    until(lambda: len(trained(output)) >= 12, first)
+    finished(submit(*job), status=2)  # it is running
+    stop(cluster, "stopped-1")
+    assert "stopped" in finished(first, status=130)
+    before = trained(output)
+    assert len(before) < 40 * 4
+
+    node = cluster.add_node(2)
+    second = submit(*job)
+    until(lambda: len(trained(output)) >= len(before) + 8, second)
+    cluster.remove_node(node)
+    finished(second)
+    after = trained(output)
+    assert after[: len(before)] == before
+    assert Counter(after) == Counter(set(after))  # no ticket twice
+    assert len(after) == 40 * 4
+    assert (output / "checkpoint" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("data", "inspect", "{data}", "--output", "{folder}/data.html", "--open", "no"),
+        ("data", "export", "{data}", "--output", "{folder}/published"),
+        ("eval", "list"),
+        ("export", "{policy}", "--output", "{folder}/exported"),
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_tools_run_as_jobs(submit, folder, data, policy, arguments):
+    finished(submit(*(part.format(folder=folder, data=data, policy=policy) for part in arguments)))
+
+
+def test_a_policy_is_evaluated_by_a_job(submit, folder, data, policy):
+    output = folder / "evaluation"
+    keys = (f"data={data}", f"checkpoints={{first: {policy}}}", f"output={output}", "draws=1", "max_tokens=30")
+    finished(submit("evaluate", "--config", "configs/evaluate.yaml", *keys))
+    assert (output / "results.json").exists()
+
+
+def test_a_policy_is_served_by_a_job_until_it_is_stopped(cluster, submit, policy):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    job = submit("--run-id", "served", "serve", "--config", "configs/serve.yaml", f"policy={policy}", f"port={port}")
+
+    def ready() -> bool:
+        try:
+            return httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=10).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    until(ready, job)
+    files, question = {"image": png(render(make_scene(5)).rgb)}, {"question": "How many balls are there?"}
+    reply = httpx.post(f"http://127.0.0.1:{port}/v1/sif", files=files, data=question, timeout=120)
+    assert reply.status_code == 200, reply.text
+    stop(cluster, "served-1")
+    finished(job, status=130)
+    until(lambda: not ready())
