@@ -85,14 +85,15 @@ def main(num_cpus: int) -> None:
     commands = sys.stdin
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever Ray prints does not come between the answers
-    head = {"num_cpus": num_cpus, "include_dashboard": True, "dashboard_port": 0}
+    free = {"dashboard_agent_listen_port": 0}  # its default is one port for all clusters of a machine
+    head = {"num_cpus": num_cpus, "include_dashboard": True, "dashboard_port": 0, **free}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = {}
     answers.write(f"http://{cluster.webui_url} {cluster.head_node.get_session_dir_path()}\n")
     for line in commands:
         verb, argument = line.split()
         if verb == "add":
-            node = cluster.add_node(num_cpus=int(argument))
+            node = cluster.add_node(num_cpus=int(argument), **free)
             nodes[node.node_id] = node
             answers.write(f"{node.node_id}\n")
         else:
