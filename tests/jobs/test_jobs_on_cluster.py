@@ -56,7 +56,7 @@ def test_a_dataset_is_made_while_nodes_come_and_go(cluster, submit, folder):
     finished(job)
     manifest = json.loads((output / "manifest.json").read_text())
     planned = pads.dataset(output / "index").count_rows()
-    ids = pads.dataset(output / "data").to_table(columns=["id"])["id"].to_pylist()
+    ids = pads.dataset(output / "data").to_table(columns=["sample_id"])["sample_id"].to_pylist()
     assert len(ids) == len(set(ids)) == manifest["counts"]["accepted"]
     assert manifest["counts"]["accepted"] + manifest["counts"]["rejected"] == planned > 2 * 400
 
@@ -64,14 +64,14 @@ def test_a_dataset_is_made_while_nodes_come_and_go(cluster, submit, folder):
 def test_a_stopped_grpo_job_resumes_and_a_lost_node_costs_no_prompt(cluster, submit, folder, data, policy):
     output = folder / "grpo"
     paths = (f"data={data}", f"policy={policy}", f"output={output}")
-    job = ("--run-id", "stopped", "grpo", "--config", "configs/grpo.yaml", *paths, "max_steps=40", *SMALL_GRPO)
+    job = ("--run-id", "stopped", "grpo", "--config", "configs/grpo.yaml", *paths, "max_steps=25", *SMALL_GRPO)
     first = submit(*job)
     until(lambda: len(trained(output)) >= 12, first)
     finished(submit(*job), status=2)  # it is running
     stop(cluster, "stopped-1")
     assert "stopped" in finished(first, status=130)
     before = trained(output)
-    assert len(before) < 40 * 4
+    assert len(before) < 25 * 4
 
     node = cluster.add_node(2)
     second = submit(*job)
@@ -81,7 +81,7 @@ def test_a_stopped_grpo_job_resumes_and_a_lost_node_costs_no_prompt(cluster, sub
     after = trained(output)
     assert after[: len(before)] == before
     assert Counter(after) == Counter(set(after))  # no ticket twice
-    assert len(after) == 40 * 4
+    assert len(after) == 25 * 4
     assert (output / "checkpoint" / "config.json").exists()
 
 
