@@ -131,6 +131,8 @@ class PlacementConfig:
     gpus_per_node: int = 0  # 0 = everything runs on CPUs
     gpu_memory_gib: float = 80.0  # of one GPU; the estimate of a run must fit into it
     colocate: bool = False  # learner rank i and engine i share a GPU, each with the fraction it asks for
+    reward_nodes: int = 0  # further machines without GPUs, for the reward workers; 0 = they run beside the others
+    labelled: bool = False  # machines have the label sif.role and are chosen by it (sif_ray.cluster sets it)
     timeout_s: float = 300.0  # for the cluster to have room for every actor at once
 
 
@@ -484,7 +486,9 @@ def describe(config: StageConfig) -> str:
 
 # --- validation ------------------------------------------------------------------------------------------------------
 
-_Check = tuple[str, Callable[[Any], bool], str]
+Check = tuple[str, Callable[[Any], bool], str]
+"""A key, what its value must hold, and the way out. A block elsewhere has its own as `CHECKS`, and what must hold
+between its keys as the method `relations`."""
 
 _SET_BY_THE_LEARNER = {
     "optimizer",
@@ -495,7 +499,7 @@ _SET_BY_THE_LEARNER = {
     "gradient_accumulation_steps",
 }
 
-_ENDPOINT_CHECKS: list[_Check] = [
+_ENDPOINT_CHECKS: list[Check] = [
     (
         "base_url",
         lambda v: v == "" or v.startswith(("http://", "https://")),
@@ -516,12 +520,12 @@ _ENDPOINT_CHECKS: list[_Check] = [
     ),
 ]
 
-_DEPTH_CHECKS: list[_Check] = [
+_DEPTH_CHECKS: list[Check] = [
     ("depth_batch_size", lambda v: v >= 1, "must be at least 1"),
     ("depth_actors_min", lambda v: v >= 1, "must be at least 1"),
 ]
 
-_CHECKS: dict[type[Any], list[_Check]] = {
+_CHECKS: dict[type[Any], list[Check]] = {
     RayConfig: [
         ("num_cpus", lambda v: v >= 0, "must be 0 (all) or more"),
         ("object_store_mib", lambda v: v >= 80, "must be at least 80"),
@@ -593,6 +597,7 @@ _CHECKS: dict[type[Any], list[_Check]] = {
         ("nodes", lambda v: v >= 1, "must be at least 1"),
         ("gpus_per_node", lambda v: v >= 0, "must be 0 (CPUs only) or more"),
         ("gpu_memory_gib", lambda v: v > 0, "must be positive"),
+        ("reward_nodes", lambda v: v >= 0, "must be 0 (beside the others) or more"),
         ("timeout_s", lambda v: v > 0, "must be positive"),
     ],
     GenerateConfig: [
@@ -844,7 +849,7 @@ def validate(config: Any, prefix: str = "") -> None:
         for name, block in value.items() if isinstance(value, dict) else [("", value)]:
             if is_dataclass(block):
                 validate(block, f"{prefix}{item.name}.{name}{'.' if name else ''}")
-    for name, holds, way_out in _CHECKS.get(type(config), []):
+    for name, holds, way_out in _CHECKS.get(type(config)) or getattr(config, "CHECKS", ()):
         value = getattr(config, name)
         if not holds(value):
             raise ConfigError(f"{prefix}{name} = {value!r}: {way_out}")
@@ -853,5 +858,6 @@ def validate(config: Any, prefix: str = "") -> None:
             resolve(config.profile)
         except ValueError as error:
             raise ConfigError(f"{prefix}profile = {config.profile!r}: {error}") from error
-    for complaint in _RELATIONS.get(type(config), lambda config: iter(()))(config):
+    relations = _RELATIONS.get(type(config)) or getattr(type(config), "relations", lambda config: iter(()))
+    for complaint in relations(config):
         raise ConfigError(f"{prefix}{complaint}")

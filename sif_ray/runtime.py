@@ -42,6 +42,8 @@ _WORKERS_ONLY = {
     "TRANSFORMERS_VERBOSITY": "error",
     "PILLOW_BLOCKS_MAX": "8",  # memory of decoded pictures is used again: fresh pages cost as much as the decoding
 }
+NODE_ENVIRONMENT = _ENVIRONMENT | _WORKERS_ONLY
+"""Of every process on the nodes of a cluster that others start, as `ray_session` sets it for its own."""
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sif_ray.config import ConfigError
-from sif_ray.resources.placement import Bundle, Layout, Seat
+from sif_ray.resources.placement import ROLE_LABEL, Bundle, Layout, Seat
 
 POLL_S = 1.0
 
@@ -54,8 +54,10 @@ def reserved(layout: Layout, *, timeout_s: float, can_grow: bool) -> Iterator[Re
         _refuse_excess(layout, ray.cluster_resources())
     groups: list[PlacementGroup] = []
     try:
-        for bundles in layout.nodes:
-            groups.append(placement_group([_demand(bundle) for bundle in bundles], strategy=layout.strategy))
+        for bundles, role in zip(layout.nodes, layout.roles, strict=True):
+            labels = [{ROLE_LABEL: role}] * len(bundles) if layout.labelled else None
+            demands = [_demand(bundle) for bundle in bundles]
+            groups.append(placement_group(demands, strategy=layout.strategy, bundle_label_selector=labels))
         _wait(layout, groups, timeout_s)
         yield Reservation(layout, groups)
     finally:
@@ -105,8 +107,12 @@ def _no_room(layout: Layout, num_ready: int, timeout_s: float) -> str:
     return (
         f"the cluster had room for {num_ready} of the run's {len(layout.nodes)} machines within placement.timeout_s = "
         f"{timeout_s:g}. Wanted, by machine: {_counts(*wanted)}. Machines have: {_counts(*machines)}. Free now: "
-        f"{_counts(ray.available_resources())}. Add machines, start fewer actors or wait longer"
+        f"{_counts(ray.available_resources())}. {_wanted_labels(layout)}Add machines, start fewer actors or wait longer"
     )
+
+
+def _wanted_labels(layout: Layout) -> str:
+    return f"Wanted labels {ROLE_LABEL}: {', '.join(layout.roles)}. " if layout.labelled else ""
 
 
 def _counts(*resources: Mapping[str, float]) -> str:
