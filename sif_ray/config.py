@@ -127,12 +127,10 @@ class RewardConfig:
 class PlacementConfig:
     """The machines of a GRPO run. What goes where is worked out from it (sif_ray.resources)."""
 
-    nodes: int = 1
+    nodes: int = 1  # those that learner and engines leave empty are for the reward workers, and need no GPUs
     gpus_per_node: int = 0  # 0 = everything runs on CPUs
     gpu_memory_gib: float = 80.0  # of one GPU; the estimate of a run must fit into it
     colocate: bool = False  # learner rank i and engine i share a GPU, each with the fraction it asks for
-    reward_nodes: int = 0  # further machines without GPUs, for the reward workers; 0 = they run beside the others
-    labelled: bool = False  # machines have the label sif.role and are chosen by it (sif_ray.cluster sets it)
     timeout_s: float = 300.0  # for the cluster to have room for every actor at once
 
 
@@ -597,7 +595,6 @@ _CHECKS: dict[type[Any], list[Check]] = {
         ("nodes", lambda v: v >= 1, "must be at least 1"),
         ("gpus_per_node", lambda v: v >= 0, "must be 0 (CPUs only) or more"),
         ("gpu_memory_gib", lambda v: v > 0, "must be positive"),
-        ("reward_nodes", lambda v: v >= 0, "must be 0 (beside the others) or more"),
         ("timeout_s", lambda v: v > 0, "must be positive"),
     ],
     GenerateConfig: [

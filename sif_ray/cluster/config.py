@@ -221,7 +221,7 @@ class ClusterConfig:
 
 def looks_secret(name: str) -> bool:
     """Whether the value of a variable of this name must not stand in a manifest."""
-    return re.search(r"KEY|TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIAL", name.upper()) is not None
+    return re.search(r"KEY|TOKEN(?!S|IZER)|PASSW|SECRET|CREDENTIAL", name.upper()) is not None
 
 
 def load_cluster(path: str, overrides: tuple[str, ...] = ()) -> ClusterConfig:

@@ -1,7 +1,7 @@
 """The groups of equal pods that a stage needs, worked out from its configuration alone. Pure.
 
-GRPO: one group for each role of its layout, fixed. Warm-up: pods of equal shares of the ranks, fixed. The others: a group
-for each pool of actors with GPUs, and one for everything on CPUs, which grow and shrink.
+GRPO: one group for each role of its layout, fixed. Warm-up: pods of equal shares of the ranks, fixed. The others: a
+group for each pool of actors with GPUs, and one for everything on CPUs, which grow and shrink.
 """
 
 from __future__ import annotations
@@ -11,7 +11,15 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sif_ray.config import ConfigError, EvaluateConfig, GenerateConfig, GrpoConfig, ServeConfig, StageConfig, WarmupConfig
+from sif_ray.config import (
+    ConfigError,
+    EvaluateConfig,
+    GenerateConfig,
+    GrpoConfig,
+    ServeConfig,
+    StageConfig,
+    WarmupConfig,
+)
 from sif_ray.resources.plan import make_plan
 
 GATEWAY_CPUS = 0.1  # of a gateway (sif_ray.serve.gateway)
@@ -118,8 +126,8 @@ def _cpu_group(pools: list[_Pool], config: StageConfig, sizes: Sizes) -> Group:
     for pool in pools:
         if pool.num_cpus > room:
             raise ConfigError(
-                f"{pool.key} = {pool.num_cpus:g} logical CPUs exceed the {room} of a pod; raise cpu.cpus of the cluster "
-                "file or lower it"
+                f"{pool.key} = {pool.num_cpus:g} logical CPUs exceed the {room} of a pod; raise cpu.cpus of the "
+                "cluster file or lower it"
             )
 
     def pods(actors: str, factor: float) -> int:
@@ -151,9 +159,7 @@ def _pools(config: GenerateConfig | EvaluateConfig | ServeConfig) -> Iterator[_P
         return
     engine = config.engine
     if isinstance(config, ServeConfig) or config.checkpoints:
-        yield _Pool(
-            "engine", "engine.num_cpus", config.actors_min, config.actors_max, engine.num_cpus, engine.num_gpus
-        )
+        yield _Pool("engine", "engine.num_cpus", config.actors_min, config.actors_max, engine.num_cpus, engine.num_gpus)
     if isinstance(config, ServeConfig):
         yield _Pool("gateway", "gateways", config.gateways, config.gateways, GATEWAY_CPUS, 0.0)
     elif config.endpoints:

@@ -46,7 +46,7 @@ def stage_configs(cluster: ClusterConfig) -> dict[str, StageConfig]:
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """What differs from the defaults, as nested plain values that `load_values` reads back to an equal configuration."""
+    """What differs from the defaults, as nested values that `load_values` reads back to an equal configuration."""
     values = OmegaConf.to_container(OmegaConf.structured(config))
     defaults = OmegaConf.to_container(OmegaConf.structured(type(config)()))
     return _changed(values, defaults)  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
 """Where the paths of a stage's configuration lead on a cluster.
 
 A relative path lies below the mounted storage, or, where it is a dataset, an annotation file or a cache of depth and
-there is a bucket, in the bucket. An absolute path must be on the storage already. URLs, "toy" and ids of the Hugging Face
-hub stay as they are.
+there is a bucket, in the bucket. An absolute path must be on the storage already. URLs, "toy" and ids of the Hugging
+Face hub stay as they are.
 """
 
 from __future__ import annotations
@@ -31,13 +31,12 @@ LOCAL_FOLDERS = ("runs", "data", "checkpoints")
 
 
 def on_cluster(config: StageConfig, storage: StorageConfig) -> StageConfig:
-    """The configuration as a job on the cluster reads it: paths on the storage, Ray joined rather than started, and for
-    GRPO machines that are chosen by their label. Raises `ConfigError` for a path that pods do not have.
+    """The configuration as a job on the cluster reads it: paths on the storage, Ray joined rather than started.
+
+    Raises `ConfigError` for a path that pods do not have.
     """
-    moved = _MOVES[type(config)](config, _Places(storage))
-    if isinstance(moved, GrpoConfig):
-        moved = replace(moved, placement=replace(moved.placement, labelled=True))
-    return replace(moved, ray=RayConfig(address="auto"))
+    moved: StageConfig = replace(_MOVES[type(config)](config, _Places(storage)), ray=RayConfig(address="auto"))
+    return moved
 
 
 class _Places:
@@ -67,8 +66,8 @@ class _Places:
         if path.is_absolute():
             if not path.is_relative_to(mount):
                 raise ConfigError(
-                    f"{key} = {value!r} is not on the storage, which pods have at {mount}: copy it there and name it so, "
-                    "name a URL, or set storage.mount"
+                    f"{key} = {value!r} is not on the storage, which pods have at {mount}: copy it there and name it "
+                    "so, name a URL, or set storage.mount"
                 )
             return value
         return f"{root.rstrip('/')}/{path}"
@@ -138,8 +137,8 @@ def _evaluate(config: EvaluateConfig, places: _Places) -> EvaluateConfig:
 def _serve(config: ServeConfig, places: _Places) -> ServeConfig:
     if config.api_keys_file:
         raise ConfigError(
-            f"api_keys_file = {config.api_keys_file!r}: keys are not kept on the storage; set api_keys_env to a variable "
-            "that the cluster file has under secrets"
+            f"api_keys_file = {config.api_keys_file!r}: keys are not kept on the storage; set api_keys_env to a "
+            "variable that the cluster file has under secrets"
         )
     adapters = {name: places.model(f"adapters.{name}", folder) for name, folder in config.adapters.items()}
     return replace(

@@ -18,9 +18,7 @@ USER_ID = 1000  # of the image
 PART_OF, COMPONENT = "app.kubernetes.io/part-of", "app.kubernetes.io/component"
 PROJECT = "sif-ray"
 
-STOP_JOB = (
-    "pkill -TERM -f '[p]ython jobs/' || exit 0; while pgrep -f '[p]ython jobs/' > /dev/null; do sleep 1; done"
-)
+STOP_JOB = "pkill -TERM -f '[p]ython jobs/' || exit 0; while pgrep -f '[p]ython jobs/' > /dev/null; do sleep 1; done"
 """Before the head ends: the job's process saves its step, as on Ctrl-C."""
 
 
@@ -74,9 +72,7 @@ def worker_group(cluster: ClusterConfig, stage: str, group: Group, *, mounts_con
     cpus = max(group.num_cpus, gpu.cpus_per_gpu * group.num_gpus if on_gpus else cpu.cpus)
     memory = gpu.memory_gib_per_gpu * group.num_gpus if on_gpus else cpu.memory_gib
     image = cluster.images.gpu if on_gpus else cluster.images.cpu
-    spec = PodSpec(
-        stage, image, cpus, memory, group.num_gpus, gpu if on_gpus else cpu, mounts_config=mounts_config
-    )
+    spec = PodSpec(stage, image, cpus, memory, group.num_gpus, gpu if on_gpus else cpu, mounts_config=mounts_config)
     return {
         "groupName": group.name,
         "replicas": group.fewest,

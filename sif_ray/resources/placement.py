@@ -4,8 +4,8 @@
     colocated    node 0: [learner 0 + engine 0][learner 1 + engine 1] one bundle per GPU
 
 Bundles of one node stay together (STRICT_PACK), so that the ranks of a learner are neighbours and an engine never
-spans two machines. Without GPUs there is nothing to keep together, and Ray packs the bundles as they fit. Reward workers
-run beside the others, or on `placement.reward_nodes` machines of their own.
+spans two machines. Without GPUs there is nothing to keep together, and Ray packs the bundles as they fit. Reward
+workers run on the machines that learner and engines leave empty, or else beside them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from sif_ray.config import ConfigError, GrpoConfig
 
 REWARD_CPUS = 1.0  # logical, per reward worker
-ROLE_LABEL = "sif.role"  # of a Ray node: the role of the machine (`roles`)
+ROLE_LABEL = "sif.role"  # of a Ray node that is meant for one role of a layout
 _ROLES = {"learner": "learner", "engine": "rollout", "reward": "judge"}
 
 
@@ -55,7 +55,6 @@ class Layout:
 
     nodes: tuple[tuple[Bundle, ...], ...]
     strategy: str  # of Ray's placement groups, one per machine: "STRICT_PACK" or, without GPUs, "PACK"
-    labelled: bool = False  # each machine is one whose label `ROLE_LABEL` is its role
 
     @property
     def bundles(self) -> Iterator[Bundle]:
@@ -97,12 +96,11 @@ def lay_out(config: GrpoConfig) -> Layout:
         if not free:
             raise ConfigError(_too_many(config, bundle))
         free[0].append(bundle)
-    further: list[list[Bundle]] = [[] for _ in range(placement.reward_nodes)]
-    homes = further or nodes
+    homes = [node for node in nodes if not node] or nodes
     for index in range(config.num_reward_workers):
         homes[index % len(homes)].append(Bundle((Seat(f"reward {index}", REWARD_CPUS, 0.0),)))
     strategy = "STRICT_PACK" if placement.gpus_per_node else "PACK"
-    return Layout(tuple(tuple(node) for node in (*nodes, *further) if node), strategy, placement.labelled)
+    return Layout(tuple(tuple(node) for node in nodes if node), strategy)
 
 
 def _gpu_bundles(config: GrpoConfig) -> list[Bundle]:
@@ -125,16 +123,8 @@ def _gpus(node: list[Bundle]) -> float:
 
 
 def _refuse_wrong_shares(config: GrpoConfig) -> None:
-    for complaint in (*_reward_complaints(config), *_colocation_complaints(config), *_gpu_complaints(config)):
+    for complaint in (*_colocation_complaints(config), *_gpu_complaints(config)):
         raise ConfigError(complaint)
-
-
-def _reward_complaints(config: GrpoConfig) -> Iterator[str]:
-    nodes, workers = config.placement.reward_nodes, config.num_reward_workers
-    if nodes and not config.placement.gpus_per_node:
-        yield f"placement.reward_nodes = {nodes} with placement.gpus_per_node = 0: all machines are CPUs; set it to 0"
-    if nodes > workers:
-        yield f"placement.reward_nodes ({nodes}) is above num_reward_workers ({workers}); lower it or raise the other"
 
 
 def _colocation_complaints(config: GrpoConfig) -> Iterator[str]:

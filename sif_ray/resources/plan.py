@@ -138,7 +138,6 @@ def describe(config: GrpoConfig, plan: Plan) -> str:
 def _placement_lines(config: GrpoConfig, layout: Layout) -> Iterator[str]:
     placement = config.placement
     machines = f"{placement.nodes} x {placement.gpus_per_node} GPUs" if placement.gpus_per_node else "CPUs only"
-    machines += f" + {placement.reward_nodes} for reward workers" if placement.reward_nodes else ""
     yield f"Placement ({machines}, {'colocated' if placement.colocate else 'learner and engines apart'})"
     for number, bundles in enumerate(layout.nodes):
         cpus, gpus = (sum(getattr(bundle, what) for bundle in bundles) for what in ("num_cpus", "num_gpus"))
