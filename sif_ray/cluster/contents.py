@@ -31,11 +31,31 @@ OUR_APP = "sif_ray.serve.app:build_app"
 
 
 def faults(document: Document, manifests: Manifests) -> Iterator[str]:
-    """Everything wrong inside a RayJob or RayService; nothing for other kinds."""
+    """Everything wrong inside a RayJob or RayService, and objects that ray.io kinds name and nobody has."""
     if document.kind == "RayJob":
+        yield from _runtime_env_faults(document)
         yield from _job_faults(document, manifests)
     if document.kind == "RayService":
         yield from _service_faults(document)
+    yield from _reference_faults(document, manifests)
+
+
+def _reference_faults(document: Document, manifests: Manifests) -> Iterator[str]:
+    """Where the files have objects of a kind at all, one that a pod names must be among them."""
+    named: set[tuple[str, str]] = set()
+    for _, group in groups(as_dict(cluster_spec(document))):
+        named.add(("ServiceAccount", str(pod(group).get("serviceAccountName", ""))))
+        for volume in as_list(pod(group).get("volumes")):
+            claim = as_dict(as_dict(volume).get("persistentVolumeClaim")).get("claimName", "")
+            named.add(("PersistentVolumeClaim", str(claim)))
+    for kind, name in sorted(named):
+        there = {
+            other.name
+            for other in manifests.documents
+            if other.kind == kind and other.namespace in (document.namespace, "")
+        }
+        if name and there and name not in there:
+            yield f"{kind} {name} is none of {', '.join(sorted(there))}; correct the name"
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------
@@ -160,6 +180,19 @@ def _key_faults(config: StageConfig, cluster: dict[str, Any]) -> Iterator[str]:
             entries = {as_dict(item).get("name"): as_dict(item) for item in as_list(ray_container(group).get("env"))}
             if "secretKeyRef" not in as_dict(entries.get(variable, {}).get("valueFrom")):
                 yield f"group {name} lacks {variable}, which the configuration reads a key from; add it as secretKeyRef"
+
+
+def _runtime_env_faults(document: Document) -> Iterator[str]:
+    """What Ray refuses in a runtime environment when the job is submitted."""
+    from ray.runtime_env import RuntimeEnv
+
+    try:
+        values = yaml.safe_load(str(document.spec.get("runtimeEnvYAML", "")))
+        RuntimeEnv(**as_dict(values))
+    except yaml.YAMLError:
+        return  # said by the operator's rules
+    except (TypeError, ValueError) as error:
+        yield f"runtimeEnvYAML: {' '.join(str(error).split())}"
 
 
 # --- groups ----------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ MIN_RAY_FOR_TOKENS, MIN_RAY_FOR_K8S_TOKENS = (2, 52, 0), (2, 55, 0)
 RESOURCE_PARAMS = ("num-cpus", "num-gpus", "memory", "resources")
 AUTOSCALER_V2_ENV = "RAY_enable_autoscaler_v2"
 FT_ANNOTATIONS = ("ray.io/ft-enabled", "ray.io/external-storage-namespace")
+SUBMISSION_MODES = ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode")
 DELETION_ORDER = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
 UPGRADES = {
     "RayCluster": ("Recreate", "None"),
@@ -229,7 +230,9 @@ def shutdown(document: Document) -> Iterator[str]:
 
 def submission(document: Document) -> Iterator[str]:
     spec = document.spec
-    mode = spec.get("submissionMode", "K8sJobMode")
+    mode = spec.get("submissionMode", SUBMISSION_MODES[0])
+    if mode not in SUBMISSION_MODES:
+        yield f"submissionMode {mode!r}: write one of {', '.join(SUBMISSION_MODES)}"
     if mode == "InteractiveMode" and spec.get("backoffLimit"):
         yield "InteractiveMode excludes backoffLimit above 0; remove one of them"
     if mode == "SidecarMode":

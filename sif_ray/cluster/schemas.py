@@ -105,7 +105,7 @@ def _built_in_faults(document: Document) -> Iterator[str]:
         return
     import kubernetes_validate
 
-    if not document.body.get("apiVersion") or not document.body.get("kind"):
+    if not all(isinstance(document.body.get(key), str) for key in ("apiVersion", "kind")):
         yield "apiVersion or kind is missing; every object names both"
         return
     try:
