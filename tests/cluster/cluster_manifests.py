@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from sif_ray.cluster.check import findings
@@ -22,13 +23,20 @@ NO_SCHEMAS = Schemas({})
 
 
 @functools.cache
-def _rendered(name: str, overrides: tuple[str, ...]) -> dict[str, str]:
+def rendered(name: str, *overrides: str) -> dict[str, str]:
+    """Files of `configs/cluster/<name>.yaml`."""
     return render(load_cluster(str(ROOT / "configs" / "cluster" / f"{name}.yaml"), overrides))
 
 
-def manifests_of(name: str, *overrides: str) -> Manifests:
-    """Objects of `configs/cluster/<name>.yaml`, of one's own."""
-    return as_manifests(_rendered(name, overrides))
+@functools.cache
+def _parsed(name: str, *overrides: str) -> Manifests:
+    return as_manifests(rendered(name, *overrides))
+
+
+def manifests_of(name: str, *overrides: str, only: str = "") -> Manifests:
+    """Its objects, of one's own to change; `only` those of one name."""
+    kept = [found for found in _parsed(name, *overrides).documents if only in ("", found.name)]
+    return Manifests([Document(document.path, copy.deepcopy(document.body)) for document in kept])
 
 
 def stage_manifests(stage: str, config: Path, *overrides: str) -> Manifests:
@@ -38,9 +46,7 @@ def stage_manifests(stage: str, config: Path, *overrides: str) -> Manifests:
 
 def as_manifests(files: dict[str, str]) -> Manifests:
     documents = [
-        Document(name, copy.deepcopy(body))
-        for name, text in files.items()
-        for body in yaml.load_all(text, Loader=yaml.CSafeLoader)
+        Document(name, body) for name, text in files.items() for body in yaml.load_all(text, Loader=yaml.CSafeLoader)
     ]
     return Manifests(documents)
 
@@ -58,6 +64,14 @@ def workers(job: dict[str, Any]) -> list[dict[str, Any]]:
 def gpus_of(group: dict[str, Any]) -> int:
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     return int(limits.get("nvidia.com/gpu", 0))
+
+
+@functools.cache
+def crds() -> Schemas:
+    """KubeRay's schemas; the test skips without them."""
+    if not CRDS.is_dir():
+        pytest.skip(f"{CRDS} is not there")
+    return Schemas.read(CRDS)
 
 
 def found_in(manifests: Manifests, schemas: Schemas = NO_SCHEMAS) -> list[str]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_manifests import CRDS, NO_SCHEMAS, as_manifests, found_in, get, manifests_of
+from cluster_manifests import NO_SCHEMAS, as_manifests, crds, found_in, get, manifests_of
 
 from sif_ray import cli
 from sif_ray.cluster.documents import Document, Manifests, read
-from sif_ray.cluster.schemas import Schemas
 from sif_ray.config import ConfigError
 
 GONE = object()
@@ -27,13 +25,6 @@ GRPO, GENERATE, SERVE, INTERACTIVE = (
     "RayService/sif-serve",
     "RayCluster/sif-interactive",
 )
-
-
-@functools.cache
-def crds() -> Schemas:
-    if not CRDS.is_dir():
-        pytest.skip(f"{CRDS} is not there")
-    return Schemas.read(CRDS)
 
 
 def swap(old: str, new: str) -> Callable[[str], str]:
@@ -340,11 +331,9 @@ BUILT_IN: list[tuple[str, str, str, Any, str]] = [
 
 def broken(target: str, path: str, change: Any) -> Manifests:
     """A job with its ConfigMap, or the one object, with the change; without, they have no findings (see below)."""
-    whole = manifests_of("production")
     kind, name = target.split("/")
-    kept = [
-        document for document in whole.documents if document.name == name and document.kind in _TOGETHER.get(kind, kind)
-    ]
+    same = manifests_of("production", only=name).documents
+    kept = [document for document in same if document.kind in _TOGETHER.get(kind, kind)]
     chosen = Manifests(kept)
     edited(get(chosen, kind, name), path, change)
     return chosen
