@@ -132,14 +132,14 @@ def _kustomization(resources: Iterable[str]) -> Manifest:
     }
 
 
-class _Dumper(yaml.SafeDumper):
-    """Texts of several lines as blocks, and no aliases."""
+class _Dumper(yaml.CSafeDumper):
+    """Texts of several lines as blocks, and no aliases. Of the C library: ten times as fast."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
-def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+def _text(dumper: yaml.CSafeDumper, value: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
 
 
