@@ -106,6 +106,19 @@ TOOLS = {
             "--run-id first grpo --config configs/grpo.yaml max_steps=100",
         ),
     ),
+    "cluster render": Tool(
+        "sif_ray.cluster.render",
+        "write manifests for KubeRay from the configurations of the stages",
+        (
+            "--config configs/cluster/production.yaml --output manifests namespace=sif-2",
+            "--config configs/published/7b-split.yaml --stage grpo --output manifests",
+        ),
+    ),
+    "cluster check": Tool(
+        "sif_ray.cluster.check",
+        "say what is wrong with manifests, before a cluster sees them",
+        ("cluster/kuberay", "manifests/jobs/grpo.yaml --crds kuberay/ray-operator/config/crd/bases"),
+    ),
     "bench": Tool(
         "sif_ray.bench",
         "measure a part of the system on this machine",

@@ -138,7 +138,7 @@ class RewardConfig:
 class PlacementConfig:
     """The machines of a GRPO run. What goes where is worked out from it (sif_ray.resources)."""
 
-    nodes: int = 1
+    nodes: int = 1  # those that learner and engines leave empty are for the reward workers, and need no GPUs
     gpus_per_node: int = 0  # 0 = everything runs on CPUs
     gpu_memory_gib: float = 80.0  # of one GPU; the estimate of a run must fit into it
     colocate: bool = False  # learner rank i and engine i share a GPU, each with the fraction it asks for
@@ -495,7 +495,9 @@ def describe(config: StageConfig) -> str:
 
 # --- validation ------------------------------------------------------------------------------------------------------
 
-_Check = tuple[str, Callable[[Any], bool], str]
+Check = tuple[str, Callable[[Any], bool], str]
+"""A key, what its value must hold, and the way out. A block elsewhere has its own as `CHECKS`, and what must hold
+between its keys as the method `relations`."""
 
 _SET_BY_THE_LEARNER = {
     "optimizer",
@@ -506,7 +508,7 @@ _SET_BY_THE_LEARNER = {
     "gradient_accumulation_steps",
 }
 
-_ENDPOINT_CHECKS: list[_Check] = [
+_ENDPOINT_CHECKS: list[Check] = [
     (
         "base_url",
         lambda v: v == "" or v.startswith(("http://", "https://")),
@@ -527,12 +529,12 @@ _ENDPOINT_CHECKS: list[_Check] = [
     ),
 ]
 
-_DEPTH_CHECKS: list[_Check] = [
+_DEPTH_CHECKS: list[Check] = [
     ("depth_batch_size", lambda v: v >= 1, "must be at least 1"),
     ("depth_actors_min", lambda v: v >= 1, "must be at least 1"),
 ]
 
-_CHECKS: dict[type[Any], list[_Check]] = {
+_CHECKS: dict[type[Any], list[Check]] = {
     RayConfig: [
         ("num_cpus", lambda v: v >= 0, "must be 0 (all) or more"),
         ("object_store_mib", lambda v: v >= 80, "must be at least 80"),
@@ -855,7 +857,7 @@ def validate(config: Any, prefix: str = "") -> None:
         for name, block in value.items() if isinstance(value, dict) else [("", value)]:
             if is_dataclass(block):
                 validate(block, f"{prefix}{item.name}.{name}{'.' if name else ''}")
-    for name, holds, way_out in _CHECKS.get(type(config), []):
+    for name, holds, way_out in _CHECKS.get(type(config)) or getattr(config, "CHECKS", ()):
         value = getattr(config, name)
         if not holds(value):
             raise ConfigError(f"{prefix}{name} = {value!r}: {way_out}")
@@ -864,5 +866,6 @@ def validate(config: Any, prefix: str = "") -> None:
             resolve(config.profile)
         except ValueError as error:
             raise ConfigError(f"{prefix}profile = {config.profile!r}: {error}") from error
-    for complaint in _RELATIONS.get(type(config), lambda config: iter(()))(config):
+    relations = _RELATIONS.get(type(config)) or getattr(type(config), "relations", lambda config: iter(()))
+    for complaint in relations(config):
         raise ConfigError(f"{prefix}{complaint}")

@@ -44,6 +44,9 @@ WORKER_ENVIRONMENT = {
 }
 """Of worker processes, but not of the process that starts them."""
 
+NODE_ENVIRONMENT = _ENVIRONMENT | WORKER_ENVIRONMENT
+"""Of every process on the nodes of a cluster that others start, as `ray_session` sets it for its own."""
+
 
 @contextlib.contextmanager
 def ray_session(config: RayConfig) -> Iterator[None]:

@@ -20,7 +20,7 @@ from sif_ray.config import ConfigError, RewardConfig, load
 from sif_ray.datagen.dataset import FORMAT
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "cluster")
 HEAVY = "{'torch', 'ray', 'vllm', 'deepspeed', 'transformers'}"
 SCRIPTS = sorted({name.split()[0] for name in cli.JOBS | cli.TOOLS})
 

@@ -12,7 +12,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sif_ray.config import ConfigError
-from sif_ray.resources.placement import Bundle, Layout, Seat
+from sif_ray.resources.placement import ROLE_LABEL, Bundle, Layout, Seat
 
 POLL_S = 1.0
 
@@ -45,7 +45,8 @@ class Reservation:
 
 @contextlib.contextmanager
 def reserved(layout: Layout, *, timeout_s: float, can_grow: bool) -> Iterator[Reservation]:
-    """Room for all of `layout` while the block lasts, as one placement group per machine.
+    """Room for all of `layout` while the block lasts, as one placement group per machine. Where nodes of the cluster
+    are labelled with its roles (`ROLE_LABEL`), each group goes to one with its own.
 
     Raises `ConfigError` at once for more than the cluster has, unless it `can_grow`; `PlacementError` when there is no
     room within `timeout_s`. Actors in the room end with the block.
@@ -53,9 +54,12 @@ def reserved(layout: Layout, *, timeout_s: float, can_grow: bool) -> Iterator[Re
     if not can_grow:
         _refuse_excess(layout, ray.cluster_resources())
     groups: list[PlacementGroup] = []
+    labelled = not set(layout.roles).isdisjoint(_machine_roles())
     try:
-        for bundles in layout.nodes:
-            groups.append(placement_group([_demand(bundle) for bundle in bundles], strategy=layout.strategy))
+        for bundles, role in zip(layout.nodes, layout.roles, strict=True):
+            labels = [{ROLE_LABEL: role}] * len(bundles) if labelled else None
+            demands = [_demand(bundle) for bundle in bundles]
+            groups.append(placement_group(demands, strategy=layout.strategy, bundle_label_selector=labels))
         _wait(layout, groups, timeout_s)
         yield Reservation(layout, groups)
     finally:
@@ -105,8 +109,18 @@ def _no_room(layout: Layout, num_ready: int, timeout_s: float) -> str:
     return (
         f"the cluster had room for {num_ready} of the run's {len(layout.nodes)} machines within placement.timeout_s = "
         f"{timeout_s:g}. Wanted, by machine: {_counts(*wanted)}. Machines have: {_counts(*machines)}. Free now: "
-        f"{_counts(ray.available_resources())}. Add machines, start fewer actors or wait longer"
+        f"{_counts(ray.available_resources())}. {_labels(layout)}Add machines, start fewer actors or wait longer"
     )
+
+
+def _labels(layout: Layout) -> str:
+    found = _machine_roles()
+    return f"Wanted labels {ROLE_LABEL}: {', '.join(layout.roles)}; found: {', '.join(found)}. " if found else ""
+
+
+def _machine_roles() -> list[str]:
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return [node["Labels"][ROLE_LABEL] for node in nodes if ROLE_LABEL in node.get("Labels", {})]
 
 
 def _counts(*resources: Mapping[str, float]) -> str:

@@ -4,7 +4,8 @@
     colocated    node 0: [learner 0 + engine 0][learner 1 + engine 1] one bundle per GPU
 
 Bundles of one node stay together (STRICT_PACK), so that the ranks of a learner are neighbours and an engine never
-spans two machines. Without GPUs there is nothing to keep together, and Ray packs the bundles as they fit.
+spans two machines. Without GPUs there is nothing to keep together, and Ray packs the bundles as they fit. Reward
+workers run on the machines that learner and engines leave empty, or else beside them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from sif_ray.config import ConfigError, GrpoConfig
 
 REWARD_CPUS = 1.0  # logical, per reward worker
+ROLE_LABEL = "sif.role"  # of a Ray node that is meant for one role of a layout
+_ROLES = {"learner": "learner", "engine": "rollout", "reward": "judge"}
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,28 @@ class Layout:
     def bundles(self) -> Iterator[Bundle]:
         return (bundle for node in self.nodes for bundle in node)
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """What each machine is for: "learner", "rollout", "learner-rollout", or "judge" where only reward workers run.
+
+        Machines of one role are equal: a second size gets the role "rollout-2", so that a smaller share of the run
+        never takes the machine of a larger one.
+        """
+        sizes: dict[str, list[tuple[float, float]]] = {}
+        return tuple(_role(node, sizes) for node in self.nodes)
+
+
+def _role(node: tuple[Bundle, ...], sizes: dict[str, list[tuple[float, float]]]) -> str:
+    kinds = {seat.actor.split()[0] for bundle in node for seat in bundle.seats}
+    main = kinds - {"reward"} or kinds
+    role = "-".join(name for kind, name in _ROLES.items() if kind in main)
+    size = (sum(bundle.num_cpus for bundle in node), sum(bundle.num_gpus for bundle in node))
+    known = sizes.setdefault(role, [])
+    if size not in known:
+        known.append(size)
+    number = known.index(size) + 1
+    return role if number == 1 else f"{role}-{number}"
+
 
 def lay_out(config: GrpoConfig) -> Layout:
     """Learner ranks first, then engines, each on the first machine with room for it; reward workers in turn.
@@ -71,8 +96,9 @@ def lay_out(config: GrpoConfig) -> Layout:
         if not free:
             raise ConfigError(_too_many(config, bundle))
         free[0].append(bundle)
+    homes = [node for node in nodes if not node] or nodes
     for index in range(config.num_reward_workers):
-        nodes[index % len(nodes)].append(Bundle((Seat(f"reward {index}", REWARD_CPUS, 0.0),)))
+        homes[index % len(homes)].append(Bundle((Seat(f"reward {index}", REWARD_CPUS, 0.0),)))
     strategy = "STRICT_PACK" if placement.gpus_per_node else "PACK"
     return Layout(tuple(tuple(node) for node in nodes if node), strategy)
 

@@ -1,0 +1,1 @@
+"""Manifests for KubeRay, made from the configurations that the jobs read, and what is wrong with such manifests."""
