@@ -16,14 +16,7 @@ class ChildError(RuntimeError):
     """A process that did not end well; the message is the end of what it wrote on stderr."""
 
 
-def run_module(
-    module: str,
-    given: bytes = b"",
-    *,
-    timeout_s: float,
-    environ: Mapping[str, str] | None = None,
-    arguments: tuple = (),
-) -> bytes:
+def run_module(module: str, given: bytes = b"", *, timeout_s: float, environ: Mapping[str, str] | None = None) -> bytes:
     """What `python -m module` writes on stdout when it gets `given` on stdin.
 
     Raises `ChildError` where it fails, and `TimeoutError` after `timeout_s`, when it and its children have been ended.
@@ -31,7 +24,7 @@ def run_module(
     environ = dict(os.environ if environ is None else environ)
     environ["PYTHONPATH"] = os.pathsep.join([_ROOT, *filter(None, [environ.get("PYTHONPATH", "")])])
     process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
+        [sys.executable, "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

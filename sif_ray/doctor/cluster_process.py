@@ -21,8 +21,8 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sif_ray.doctor.cluster_resources import NodeResources, resource_findings
 from sif_ray.doctor.clocks import Trip, clock_findings
+from sif_ray.doctor.cluster_resources import NodeResources, resource_findings
 from sif_ray.doctor.finding import Finding, fault, ok
 from sif_ray.doctor.links import Link, link_findings, pairs_of
 from sif_ray.doctor.machine import existing

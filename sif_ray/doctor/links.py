@@ -57,8 +57,8 @@ def _speeds(links: Sequence[Link]) -> Iterator[Finding]:
     slowest = min(links, key=lambda link: link.mb_per_s)
     longest = max(links, key=lambda link: link.round_trip_s)
     told = (
-        f"{len(links)} links: at least {slowest.mb_per_s:.0f} MB/s ({slowest.source} to {slowest.target}), a call takes "
-        f"at most {1000 * longest.round_trip_s:.1f} ms ({longest.source} to {longest.target})"
+        f"{len(links)} links: at least {slowest.mb_per_s:.0f} MB/s ({slowest.source} to {slowest.target}), "
+        f"a call takes at most {1000 * longest.round_trip_s:.1f} ms ({longest.source} to {longest.target})"
     )
     if slowest.mb_per_s < SLOW_MB_S or longest.round_trip_s > LONG_S:
         fix = "weights and groups travel between nodes: put them on one fast network, in one zone"

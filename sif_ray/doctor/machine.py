@@ -68,7 +68,7 @@ def _shared_memory(machine: Machine, need: Need, *, has_gpus: bool) -> Iterator[
         yield note(check, "no /dev/shm: Ray keeps its objects on a disk", "run on Linux for anything large")
         return
     wanted, why = need.store_mib * MIB, f"ray.object_store_mib = {need.store_mib}"
-    if has_gpus and NCCL_SHARED_BYTES > wanted:
+    if has_gpus and wanted < NCCL_SHARED_BYTES:
         wanted, why = NCCL_SHARED_BYTES, "NCCL between the GPUs of a machine"
     fix = (
         "give the container more (docker run --shm-size=8g; on Kubernetes an emptyDir with medium: Memory at "

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sif_ray import config as configuration
-from sif_ray.config import ConfigError, GenerateConfig, QuickstartConfig, ServeConfig, StageConfig
+from sif_ray.config import ConfigError, GenerateConfig, ServeConfig, StageConfig
 from sif_ray.doctor.checkup import Check, examine
 from sif_ray.doctor.cluster import LIMIT_S as CLUSTER_LIMIT_S
 from sif_ray.doctor.cluster import cluster_findings, default_address, job_findings

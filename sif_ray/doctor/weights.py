@@ -18,16 +18,18 @@ LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
 
 def weight_faults(folder: Folder) -> Iterator[str]:
     """Every weight file that is missing or cut off."""
-    if folder.exists(INDEX):
-        names = sorted(set(json.loads(folder.read(INDEX))["weight_map"].values()))
-    else:
-        names = [SINGLE]
+    names = sorted(set(_index(folder).values())) or [SINGLE]
     there = set(folder.names())
     for name in names:
         if name not in there:
             yield f"{name} is missing"
         elif why := _cut_off(folder, name):
             yield f"{name} {why}"
+
+
+def _index(folder: Folder) -> dict[str, str]:
+    """The file of every tensor; empty where one file has them all."""
+    return json.loads(folder.read(INDEX))["weight_map"] if folder.exists(INDEX) else {}
 
 
 def _cut_off(folder: Folder, name: str) -> str:
