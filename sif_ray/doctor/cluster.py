@@ -16,12 +16,14 @@ LIMIT_S = 240.0
 CONNECT_S = 5.0
 
 _CHECK = "Ray cluster"
+_TOKEN = (
+    "give this process the cluster's token: RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH "
+    "(ray get-auth-token shows where it is kept)"
+)
 _REFUSALS = {
     "Version mismatch": "install the cluster's versions of Ray and Python here (or this one's there)",
-    "uthenticat": "give this process the cluster's token: RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or "
-    "RAY_AUTH_TOKEN_PATH (ray get-auth-token shows where it is kept)",
-    "auth token": "give this process the cluster's token: RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or "
-    "RAY_AUTH_TOKEN_PATH (ray get-auth-token shows where it is kept)",
+    "InvalidAuthToken": _TOKEN,
+    "AuthenticationError": _TOKEN,
     "Could not find any running Ray instance": "start one, or name it: ray.address=host:port or RAY_ADDRESS",
 }
 """What may be done, by a part of Ray's message."""
@@ -64,8 +66,8 @@ def _closed(address: str) -> str:
 
 def _refusal(address: str, message: str) -> Finding:
     """The fault behind what Ray wrote when it could not join."""
+    lines = [line.strip() for line in message.strip().splitlines()]
     for part, fix in _REFUSALS.items():
-        if part in message:
-            line = next(line for line in reversed(message.splitlines()) if part in line)
-            return fault(_CHECK, f"{address}: {line.strip()[-300:]}", fix)
-    return fault(_CHECK, f"{address}: {message.strip().splitlines()[-1][-300:]}", "see that it runs: ray status")
+        if told := [line for line in lines if part in line]:
+            return fault(_CHECK, f"{address}: {told[-1][:200]}", fix)
+    return fault(_CHECK, f"{address}: {lines[-1][:200]}", "see that it runs: ray status")

@@ -44,8 +44,8 @@ def _owner(process: psutil.Process) -> int:
     return 0
 
 
-def leftover_findings(processes: Sequence[Process]) -> Iterator[Finding]:
-    """Engines without the program that started them, and clusters that run already."""
+def leftover_findings(processes: Sequence[Process], clusters_expected: int = 0) -> Iterator[Finding]:
+    """Engines without the program that started them, and more clusters than there should be."""
     by_pid = {process.pid: process for process in processes}
     engines = [process for process in processes if _is_orphan(process, by_pid)]
     for engine in engines:
@@ -55,13 +55,13 @@ def leftover_findings(processes: Sequence[Process]) -> Iterator[Finding]:
             f"kill {engine.pid}",
         )
     clusters = [process for process in processes if CLUSTER in process.command.split(" ")[0]]
-    if clusters:
+    if len(clusters) > clusters_expected:
         yield note(
             "leftover processes",
             f"{len(clusters)} Ray cluster(s) of this user run here (process {clusters[0].pid})",
             "ray.address=auto joins one; if nobody uses it, end it where it was started",
         )
-    if not engines and not clusters:
+    elif not engines:
         yield ok("leftover processes", "none")
 
 

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from sif_ray.config import ConfigError
+from sif_ray.config import ConfigError, GrpoConfig, WarmupConfig
 from sif_ray.doctor.endpoints import unreachable
 from sif_ray.doctor.finding import Finding, fault, note, ok
 from sif_ray.doctor.licences import restriction_of_depth, restriction_of_policy
 from sif_ray.doctor.machine import working_folders
 from sif_ray.doctor.need import TOY, Place, Policy
 from sif_ray.doctor.weights import weight_faults
-from sif_ray.policy.check import check_policy, check_room
+from sif_ray.policy.check import check_policy, check_room, check_training_room
 from sif_ray.resources.shapes import find_shape
 from sif_ray.storage import Folder
 
@@ -61,6 +61,13 @@ def adapter_findings(adapter: Place, base: str) -> Iterator[Finding]:
 
     check_served_adapter(adapter.place, base, adapter.field)
     yield ok(f"model: {adapter.field}", f"{adapter.place}: fits {base}")
+
+
+def training_room_findings(config: GrpoConfig | WarmupConfig) -> Iterator[Finding]:
+    """Raises `ConfigError` where the disk has no room for a run's checkpoints."""
+    if "://" not in config.output:
+        check_training_room(config.output, config.policy, config.learner, config.checkpoints_kept)
+        yield ok("disk: output", "room for the policy and its checkpoints")
 
 
 def _located(check: str, model: Place, environ: Mapping[str, str]) -> Iterator[Finding]:

@@ -56,7 +56,7 @@ def machine_checks(need: Need) -> list[Check]:
         Check("GPUs", lambda: _gpus(need)),
         Check("torch", lambda: _torch(need), TORCH_LIMIT_S),
         Check("NCCL variables", lambda: nccl.variable_findings(os.environ, psutil.net_if_addrs())),
-        Check("leftover processes", lambda: leftovers.leftover_findings(leftovers.own_processes())),
+        Check("leftover processes", lambda: _leftovers(need)),
         *[
             Check(f"disk: {name}", partial(machine.disk_findings, name, folder))
             for name, folder in machine.working_folders(os.environ).items()
@@ -71,8 +71,7 @@ def _each(kind: str, items: tuple, find: Callable) -> list[Check]:
 def _packages(need: Need) -> Iterator[Finding]:
     wanted = versions.declared()
     yield from versions.python_findings(wanted)
-    extras = need.extras | ({"trackers"} if {"wandb", "mlflow"} & set(need.trackers) else frozenset())
-    yield from versions.package_findings(wanted, extras)
+    yield from versions.package_findings(wanted, need.extras)
     yield from versions.engine_findings(wanted, needs_engine=need.engine, on_gpus=need.gpus.count > 0)
 
 
@@ -109,6 +108,11 @@ def _torch(need: Need) -> Iterator[Finding]:
         number = 0
     uses_gpus = need.gpus.count > 0 and need.is_local  # of a cluster not every node has some
     yield from torch_build.torch_findings(torch_build.probe_torch(), number, run_uses_gpus=uses_gpus)
+
+
+def _leftovers(need: Need) -> Iterator[Finding]:
+    clusters_expected = 0 if need.is_local else 1  # on the head of the one that is joined
+    yield from leftovers.leftover_findings(leftovers.own_processes(), clusters_expected)
 
 
 def _logical_cpus(need: Need) -> Iterator[Finding]:

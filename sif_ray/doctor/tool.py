@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sif_ray import config as configuration
-from sif_ray.config import ConfigError, GenerateConfig, ServeConfig, StageConfig
+from sif_ray.config import ConfigError, GenerateConfig, GrpoConfig, ServeConfig, StageConfig, WarmupConfig
 from sif_ray.doctor.checkup import Check, examine
 from sif_ray.doctor.cluster import LIMIT_S as CLUSTER_LIMIT_S
 from sif_ray.doctor.cluster import cluster_findings, default_address, job_findings
@@ -26,7 +27,7 @@ from sif_ray.doctor.finding import FAULT, Finding, fault, ok
 from sif_ray.doctor.need import Need, need_of
 from sif_ray.doctor.report import as_json, counts_of, show, write
 
-SLOW_LIMIT_S = 60.0  # of checks that import the models' libraries
+SLOW_LIMIT_S = 90.0  # of checks that import the libraries of models
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,26 +100,41 @@ def request_checks(config: StageConfig, need: Need) -> list[Check]:
     checks += _each("folder", need.outputs, storage.output_findings)
     checks += _each("dataset", need.datasets, data.dataset_findings)
     checks += _each("input", need.inputs, data.input_findings)
-    checks += [Check(f"model: {at.field}", partial(_policy, at), SLOW_LIMIT_S) for at in need.policies]
-    checks += [Check(f"model: {at.field}", partial(_depth_model, at), SLOW_LIMIT_S) for at in need.depth_models]
     if isinstance(config, GenerateConfig):
         checks.append(Check("input", lambda: data.generate_findings(config)))
     if isinstance(config, ServeConfig):
         checks.append(Check("keys of callers", lambda: _callers(config)))
         checks.append(Check("port", lambda: port_findings(config.host, config.port)))
-        checks += [
-            Check(f"model: {at.field}", partial(_served_adapter, at, config.policy), SLOW_LIMIT_S)
-            for at in need.adapters
-        ]
     if need.trackers:
         checks.append(Check("trackers", lambda: _trackers(need)))
-    if hasattr(config, "checkpoints_kept"):
-        checks.append(Check("disk: output", lambda: _training_room(config), SLOW_LIMIT_S))
-    return checks
+    return checks + _model_checks(config, need)
 
 
 def _each(kind: str, places: tuple, find: Callable[[Any], Iterator[Finding]]) -> list[Check]:
     return [Check(f"{kind}: {at.field}", partial(find, at)) for at in places]
+
+
+def _model_checks(config: StageConfig, need: Need) -> list[Check]:
+    """Those that read checkpoints with transformers, one after another: its modules are made when they are used, and
+    two threads that make them at once see half of them."""
+    turns = threading.Lock()
+
+    def check(name: str, function: str, *arguments: Any) -> Check:
+        def find() -> list[Finding]:
+            with turns:
+                from sif_ray.doctor import models
+
+                return list(getattr(models, function)(*arguments))
+
+        return Check(name, find, SLOW_LIMIT_S)
+
+    checks = [check(f"model: {at.field}", "policy_findings", at) for at in need.policies]
+    checks += [check(f"model: {at.field}", "depth_findings", at) for at in need.depth_models]
+    if isinstance(config, ServeConfig):
+        checks += [check(f"model: {at.field}", "adapter_findings", at, config.policy) for at in need.adapters]
+    if isinstance(config, GrpoConfig | WarmupConfig):
+        checks.append(check("disk: output", "training_room_findings", config))
+    return checks
 
 
 def _plan(config: StageConfig) -> Iterator[Finding]:
@@ -127,24 +143,6 @@ def _plan(config: StageConfig) -> Iterator[Finding]:
 
     list(plans(config))
     yield ok("plan", "holds, as far as it is known (--dry-run shows it)")
-
-
-def _policy(policy: Any) -> Iterator[Finding]:
-    from sif_ray.doctor.models import policy_findings
-
-    return policy_findings(policy)
-
-
-def _depth_model(model: Any) -> Iterator[Finding]:
-    from sif_ray.doctor.models import depth_findings
-
-    return depth_findings(model)
-
-
-def _served_adapter(adapter: Any, base: str) -> Iterator[Finding]:
-    from sif_ray.doctor.models import adapter_findings
-
-    return adapter_findings(adapter, base)
 
 
 def _callers(config: ServeConfig) -> Iterator[Finding]:
@@ -163,15 +161,6 @@ def _trackers(need: Need) -> Iterator[Finding]:
         yield fault("trackers", "wandb has no key: it would ask for one", "set WANDB_API_KEY, or WANDB_MODE=offline")
     else:
         yield ok("trackers", ", ".join(need.trackers))
-
-
-def _training_room(config: Any) -> Iterator[Finding]:
-    """Raises `ConfigError` where the disk has no room for the checkpoints."""
-    from sif_ray.policy.check import check_training_room
-
-    if "://" not in config.output:
-        check_training_room(config.output, config.policy, config.learner, config.checkpoints_kept)
-        yield ok("disk: output", "room for the policy and its checkpoints")
 
 
 def port_findings(host: str, port: int) -> Iterator[Finding]:
