@@ -26,10 +26,11 @@ def secrets_in(environ: Mapping[str, str], named: Collection[str] = ()) -> tuple
 
 
 def _parts(value: str) -> Iterator[str]:
-    """The value as it may appear in a message: whole, without blanks or quotes around it, and the keys in its lines."""
+    """The value as it may appear in a message: whole, without blanks or quotes around it, its lines and words."""
     for text in (value, *value.splitlines()):
         yield from (text, text.strip(), text.strip().strip("'\""))
         yield text.rpartition(":")[2].strip()  # of a line `holder: key`
+    yield from (word for word in value.split() if len(word) >= SHORTEST_GUESSED)
 
 
 def hide(text: str, secrets: Collection[str]) -> str:
