@@ -119,6 +119,11 @@ TOOLS = {
         "say what is wrong with manifests, before a cluster sees them",
         ("cluster/kuberay", "manifests/jobs/grpo.yaml --crds kuberay/ray-operator/config/crd/bases"),
     ),
+    "doctor": Tool(
+        "sif_ray.doctor.tool",
+        "say what is wrong with machine, cluster or request before hours are spent",
+        ("--json findings.json", "grpo --config configs/grpo.yaml"),
+    ),
     "bench": Tool(
         "sif_ray.bench",
         "measure a part of the system on this machine",
@@ -141,7 +146,7 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
     try:
         while name not in JOBS and name not in TOOLS:
             name, argv = choose(name, argv)
-        options = tool_parser(name).parse_args(argv) if name in TOOLS else job_parser(name).parse_intermixed_args(argv)
+        options = (tool_parser if name in TOOLS else job_parser)(name).parse_intermixed_args(argv)
     except SystemExit as stop:  # argparse has said what is wrong, or printed the help
         return int(stop.code or DONE)
     configure_logging()
