@@ -15,13 +15,13 @@ LONG_S = 0.010
 
 @dataclass(frozen=True)
 class Link:
-    """From one node to another. None = not measured, `error` says why."""
+    """From one node to another. 0 = not measured, `closed_ports` or `error` says why."""
 
     source: str
     target: str
     closed_ports: Mapping[str, str] = field(default_factory=dict)  # by what listens there: why it cannot be reached
-    round_trip_s: float | None = None  # of a call between Ray actors
-    mb_per_s: float | None = None  # of an object between their object stores
+    round_trip_s: float = 0.0  # of a call between Ray actors
+    mb_per_s: float = 0.0  # of an object between their object stores
     error: str = ""
 
 
@@ -46,7 +46,7 @@ def link_findings(links: Sequence[Link]) -> Iterator[Finding]:
         if link.error:
             fix = "see whether nodes state addresses that the others reach (ray start --node-ip-address)"
             yield fault("network between nodes", f"{between}: {link.error}", fix)
-        elif link.mb_per_s is not None and link.round_trip_s is not None and not link.closed_ports:
+        elif not link.closed_ports:
             good.append(link)
     yield from _speeds(good)
 
