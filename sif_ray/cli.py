@@ -146,7 +146,8 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
     try:
         while name not in JOBS and name not in TOOLS:
             name, argv = choose(name, argv)
-        options = (tool_parser if name in TOOLS else job_parser)(name).parse_intermixed_args(argv)
+        parser = (tool_parser if name in TOOLS else job_parser)(name)
+        options = parser.parse_args(argv) if name == "submit" else parser.parse_intermixed_args(argv)
     except SystemExit as stop:  # argparse has said what is wrong, or printed the help
         return int(stop.code or DONE)
     configure_logging()
