@@ -45,6 +45,7 @@ class Tool:
     module: str
     summary: str
     examples: tuple[str, ...]  # arguments, for --help
+    passes_on: bool = False  # its last arguments are another command's, options included
 
 
 JOBS = {
@@ -105,6 +106,7 @@ TOOLS = {
             "--address http://127.0.0.1:8265 generate --config configs/generate.yaml",
             "--run-id first grpo --config configs/grpo.yaml max_steps=100",
         ),
+        passes_on=True,
     ),
     "cluster render": Tool(
         "sif_ray.cluster.render",
@@ -147,7 +149,8 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
         while name not in JOBS and name not in TOOLS:
             name, argv = choose(name, argv)
         parser = (tool_parser if name in TOOLS else job_parser)(name)
-        options = parser.parse_args(argv) if name == "submit" else parser.parse_intermixed_args(argv)
+        passes_on = name in TOOLS and TOOLS[name].passes_on
+        options = parser.parse_args(argv) if passes_on else parser.parse_intermixed_args(argv)
     except SystemExit as stop:  # argparse has said what is wrong, or printed the help
         return int(stop.code or DONE)
     configure_logging()
