@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
+
 
 @dataclass
 class ClusterProcess:
@@ -44,7 +46,7 @@ class ClusterProcess:
         environment = self.environment | ({"RAY_AUTH_TOKEN": token} if token else {})
         return subprocess.run(
             [sys.executable, script, *arguments],
-            cwd=Path(__file__).parents[2],
+            cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -63,12 +65,13 @@ def cluster_process(num_cpus: int, environment: Mapping[str, str] | None = None)
     """A head with so many logical CPUs; `environment` is that of all its processes, beside this one's."""
     token = secrets.token_hex(16)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # a job's `python` is this one
-    known = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "PATH": path}
+    known = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "PATH": path, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, __file__, str(num_cpus)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        cwd=ROOT,
         env=known | dict(environment or {}),
     )
     cluster = ClusterProcess(process, token, environment=known)

@@ -27,10 +27,15 @@ def cluster() -> Iterator[ClusterProcess]:
 
 @pytest.fixture(scope="package")
 def submit(cluster: ClusterProcess) -> Submit:
-    """Starts `python jobs/submit.py` with the given arguments, and collects what it prints."""
+    """Starts `python jobs/submit.py` with the given arguments, and collects what it prints.
+
+    The nodes have this checkout, as they would in an image. Nodes of one machine unpack a checkout that is sent along
+    into one folder, which each removes when it needs it no more.
+    """
 
     def start(*arguments: object) -> subprocess.Popen[str]:
-        command = [sys.executable, "jobs/submit.py", "--address", cluster.address, *map(str, arguments)]
+        options = ("--address", cluster.address, "--working-dir", "")
+        command = [sys.executable, "jobs/submit.py", *options, *map(str, arguments)]
         pipe = subprocess.PIPE
         return subprocess.Popen(
             command, cwd=ROOT, env=cluster.environment, stdout=pipe, stderr=subprocess.STDOUT, text=True
