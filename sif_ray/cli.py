@@ -98,6 +98,14 @@ TOOLS = {
         "compare the saved outputs of two policies",
         ("--benchmark sat --annotations val.parquet --predictions b.jsonl --baseline a.jsonl --json difference.json",),
     ),
+    "plan": Tool(
+        "sif_ray.plan.command",
+        "say how many GPUs a run should have, and how fast it would be, by simulating it",
+        (
+            "--config configs/published/7b-split.yaml --gpu h100 --gpus 64 --mtbf-h 50000",
+            "--from-run runs/grpo max_staleness=0",
+        ),
+    ),
     "bench": Tool(
         "sif_ray.bench",
         "measure a part of the system on this machine",
@@ -120,7 +128,7 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
     try:
         while name not in JOBS and name not in TOOLS:
             name, argv = choose(name, argv)
-        options = tool_parser(name).parse_args(argv) if name in TOOLS else job_parser(name).parse_intermixed_args(argv)
+        options = (tool_parser(name) if name in TOOLS else job_parser(name)).parse_intermixed_args(argv)
     except SystemExit as stop:  # argparse has said what is wrong, or printed the help
         return int(stop.code or DONE)
     configure_logging()

@@ -33,7 +33,7 @@ import hashlib
 import heapq
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -77,7 +77,7 @@ class Batch:
     ticket_ids: tuple[str, ...]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Ticket:
     order: int  # place in the plan
     ticket_id: str
@@ -133,6 +133,7 @@ class Ledger:
         self._pending = [ticket.order for ticket in self._tickets]  # a heap; ascending order is one
         self._expiries: list[tuple[float, int, int]] = []  # heap of (expires_s, order, attempt); outdated entries stay
         self._ready: list[tuple[int, int]] = []  # heap of (due, order) of scored groups not taken yet
+        self._ready_by_due: Counter[int] = Counter()
         self._live_by_due: Counter[int] = Counter()  # leased, generated and scored groups, not taken
         self._counts = Counter({State.PENDING: len(self._tickets)})
         self._reissued: Counter[str] = Counter()
@@ -209,7 +210,7 @@ class Ledger:
             return False
         ticket.lease = None
         self._move(ticket, State.SCORED)
-        heapq.heappush(self._ready, (ticket.due, ticket.order))
+        self._make_ready(ticket)
         return True
 
     def holds(self, lease: Lease) -> bool:
@@ -257,18 +258,16 @@ class Ledger:
         size = min(self.groups_per_step, len(self._ready))
         if size == 0 or (size < self.groups_per_step and not self._only_scored_left()):
             return None
-        chosen = [heapq.heappop(self._ready) for _ in range(size)]
-        left = self._live_by_due.copy()
-        left.subtract(due for due, _ in chosen)
-        if not _schedulable(left, self.version + 1, self.groups_per_step):
-            for entry in chosen:
-                heapq.heappush(self._ready, entry)
+        if not _schedulable(self._left_by_due(size), self.version + 1, self.groups_per_step):
             return None
+        chosen = [heapq.heappop(self._ready) for _ in range(size)]
         if chosen[0][0] < self.version:
             late = self._tickets[chosen[0][1]].ticket_id
             raise LedgerError(f"ticket {late} was due at version {chosen[0][0]}, the learner is at {self.version}")
-        for _, order in chosen:
+        for due, order in chosen:
             self._set_due(self._tickets[order], None)
+            self._ready_by_due[due] -= 1
+        self._ready_by_due = +self._ready_by_due  # without those of which none is left
         self._taken = Batch(self.version, tuple(self._tickets[order].ticket_id for _, order in chosen))
         return self._taken
 
@@ -323,7 +322,7 @@ class Ledger:
         for ticket_id, due in state["scored"].items():
             self._move(self._by_id[ticket_id], State.SCORED)
             self._set_due(self._by_id[ticket_id], due)
-            heapq.heappush(self._ready, (due, self._by_id[ticket_id].order))
+            self._make_ready(self._by_id[ticket_id])
         if not _schedulable(self._live_by_due, self.version, self.groups_per_step):
             raise LedgerError(f"the saved ledger has scored groups that no batch after version {self.version} can hold")
         for ticket_id, attempts in state["attempts"].items():
@@ -343,9 +342,21 @@ class Ledger:
         return ticket
 
     def _fits(self, due: int) -> bool:
-        with_it = self._live_by_due.copy()
-        with_it[due] += 1
+        with_it = {**self._live_by_due, due: self._live_by_due[due] + 1}
         return _schedulable(with_it, self.version + (self._taken is not None), self.groups_per_step)
+
+    def _make_ready(self, ticket: _Ticket) -> None:
+        heapq.heappush(self._ready, (ticket.due, ticket.order))
+        self._ready_by_due[ticket.due] += 1
+
+    def _left_by_due(self, size: int) -> dict[int, int]:
+        """The live groups by due that a batch of the `size` scored groups due first would leave behind."""
+        left = dict(self._live_by_due)
+        for due in sorted(self._ready_by_due):
+            taken = min(size, self._ready_by_due[due])
+            left[due] = left.get(due, 0) - taken
+            size -= taken
+        return left
 
     def _only_scored_left(self) -> bool:
         return not (self._counts[State.PENDING] or self._counts[State.LEASED] or self._counts[State.GENERATED])
@@ -392,12 +403,12 @@ def _plan(sample_ids: Sequence[str], epochs: float, seed: int, limit: int | None
         yield _Ticket(order, f"{epoch}/{shuffled[place]}", shuffled[place], epoch)
 
 
-def _schedulable(live_by_due: Counter[int], next_version: int, groups_per_step: int) -> bool:
+def _schedulable(live_by_due: Mapping[int, int], next_version: int, groups_per_step: int) -> bool:
     """True when, for every version d, the groups due by d fit into the batches of `next_version`..d."""
     waiting = 0
-    for due in sorted(due for due, count in live_by_due.items() if count):
-        waiting += live_by_due[due]
-        if waiting > (due - next_version + 1) * groups_per_step:
+    for due, count in sorted(live_by_due.items()):
+        waiting += count
+        if count and waiting > (due - next_version + 1) * groups_per_step:
             return False
     return True
 
