@@ -41,7 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="divide so many between learner and engines (default: as the configuration does)",
     )
     parser.add_argument("--sweep", default="", metavar="N,N,...", help="as --gpus, for several numbers")
-    parser.add_argument("--scale-batch", action="store_true", help="in a sweep, groups_per_step grows with the GPUs")
+    parser.add_argument(
+        "--scale-batch",
+        action="store_true",
+        help="in a sweep, prompts per step, reward workers and calls of the judge grow with the GPUs",
+    )
     parser.add_argument("--prompt-tokens", type=int, default=0, metavar="N", help="(default: from max_pixels)")
     parser.add_argument("--response-tokens", type=float, default=400.0, metavar="N", help="mean (default: 400)")
     parser.add_argument("--response-cv", type=float, default=0.6, metavar="X", help="deviation / mean (default: 0.6)")
@@ -193,9 +197,8 @@ def _sweep(options: argparse.Namespace, failures: Failures) -> tuple[list[str], 
     request, _ = _request(options)
     pairs: list[tuple[Figures, Figures | None]] = []
     for size in sizes:
-        groups = request.config.groups_per_step * (size // sizes[0] if options.scale_batch else 1)
-        scaled = replace(request, config=replace(request.config, groups_per_step=groups))
-        log.info("%d GPUs: %d prompts per step", size, groups)
+        scaled = _scaled(request, size // sizes[0]) if options.scale_batch else request
+        log.info("%d GPUs: %d prompts per step", size, scaled.config.groups_per_step)
         division = _division(search(scaled, size)[0])
         found = [
             figures_of(simulate(scaled.scenario(division, options.steps, breaks)), request.gpu.usd_per_hour)
@@ -210,6 +213,20 @@ def _sweep(options: argparse.Namespace, failures: Failures) -> tuple[list[str], 
         write_text(options.figure, scaling_svg(pairs))
     sweep = [{"plan": one.as_json(), "with_failures": two.as_json() if two else None} for one, two in pairs]
     return lines, {"sweep": sweep}
+
+
+def _scaled(request: Request, factor: int) -> Request:
+    """`factor` times the prompts of a step, with as many times the reward workers and calls of the judge."""
+    config = request.config
+    return replace(
+        request,
+        config=replace(
+            config,
+            groups_per_step=factor * config.groups_per_step,
+            num_reward_workers=factor * config.num_reward_workers,
+            judge=replace(config.judge, max_concurrency=factor * config.judge.max_concurrency),
+        ),
+    )
 
 
 def _sizes(text: str) -> list[int]:

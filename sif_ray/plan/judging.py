@@ -23,6 +23,7 @@ class Scorers:
         self._rates, self._max_wait_s = scenario.rates, scenario.judge_max_wait_s
         workers = scenario.num_reward_workers
         self._under_way = [0] * workers  # groups, by worker
+        self._by_load = [(0, worker) for worker in range(workers)]  # heap, outdated entries too
         self._free_s = [0.0] * workers  # when a worker has read all of its groups
         calls = max(1, scenario.judge_calls // workers)  # as `sif_ray.judge.caller` divides them
         self._calls_free_s = [[0.0] * calls for _ in range(workers)]  # heaps: when each call in flight ends
@@ -33,10 +34,10 @@ class Scorers:
 
     def score(self, group_size: int, now_s: float) -> tuple[float, int, bool]:
         """When the group has its rewards, which worker has it, and whether the judge had a verdict for it."""
-        worker = self._under_way.index(min(self._under_way)) if len(self._under_way) > 1 else 0
+        worker = self._idlest()
         if not self._under_way[worker]:
             self._since_s[worker] = now_s
-        self._under_way[worker] += 1
+        self._count(worker, +1)
         read_s = max(now_s, self._free_s[worker]) + self._rates.score_s
         self._free_s[worker] = read_s
         if not self._rates.judge_latency_s:
@@ -58,9 +59,19 @@ class Scorers:
 
     def done(self, worker: int, now_s: float) -> None:
         """The worker has handed a group over."""
-        self._under_way[worker] -= 1
+        self._count(worker, -1)
         if not self._under_way[worker]:
             self.busy_s += now_s - self._since_s[worker]
+
+    def _count(self, worker: int, change: int) -> None:
+        self._under_way[worker] += change
+        heapq.heappush(self._by_load, (self._under_way[worker], worker))
+
+    def _idlest(self) -> int:
+        while True:
+            load, worker = heapq.heappop(self._by_load)
+            if self._under_way[worker] == load:
+                return worker
 
     def reset(self, now_s: float) -> None:
         """The run starts again: nobody waits for what is under way."""
@@ -68,6 +79,7 @@ class Scorers:
             if count:
                 self.busy_s += now_s - self._since_s[worker]
         self._under_way = [0] * len(self._under_way)
+        self._by_load = [(0, worker) for worker in range(len(self._under_way))]
         self._free_s = [now_s] * len(self._free_s)
         self._calls_free_s = [[now_s] * len(calls) for calls in self._calls_free_s]
 

@@ -117,9 +117,7 @@ def test_sweep_draws_its_figure(tmp_path, capsys):
     figure = tmp_path / "scaling.svg"
     arguments = ["--config", SPLIT, "--gpu", "h100", "--sweep", "8,16", "--steps", "10", "--mtbf-h", "20"]
     assert main(["plan", *arguments, "--scale-batch", "--figure", str(figure)]) == 0
-    rows = [
-        line for line in capsys.readouterr().out.splitlines() if line.startswith(("| 8 ", "| 16 "))
-    ]
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| 8 ", "| 16 "))]
     assert ["| 32 |" in rows[0], "| 64 |" in rows[1]] == [True, True]
     drawn = ElementTree.fromstring(figure.read_text())
     assert len(drawn.findall("{*}circle")) == 4
