@@ -88,7 +88,6 @@ class _Ticket:
     failures: int = 0
     lease: Lease | None = None
     due: int = -1  # last learner version that may train the group; -1 when not live
-    drop_reason: str = ""
 
 
 class Ledger:
@@ -135,6 +134,11 @@ class Ledger:
         self._ready: list[tuple[int, int]] = []  # heap of (due, order) of scored groups not taken yet
         self._ready_by_due: Counter[int] = Counter()
         self._live_by_due: Counter[int] = Counter()  # leased, generated and scored groups, not taken
+        # What `state_dict` needs, kept up to date: it must not cost a walk over all tickets.
+        self._begun: set[int] = set()  # orders of tickets that were leased and have not ended
+        self._is_trained = bytearray(len(self._tickets))  # 1 = trained, by order
+        self._drop_reasons: dict[str, str] = {}
+        self._digest = ""
         self._counts = Counter({State.PENDING: len(self._tickets)})
         self._reissued: Counter[str] = Counter()
         self._taken: Batch | None = None
@@ -163,7 +167,7 @@ class Ledger:
 
     def dropped(self) -> dict[str, str]:
         """{ticket id: reason} of the tickets that were given up."""
-        return {ticket.ticket_id: ticket.drop_reason for ticket in self._tickets if ticket.state is State.DROPPED}
+        return dict(self._drop_reasons)
 
     def waiting_tickets(self) -> list[str]:
         """Tickets whose groups are scored and in no batch yet, due first."""
@@ -185,6 +189,7 @@ class Ledger:
             expires_s=self._now_s() + self._lease_timeout_s,
         )
         ticket.attempts += 1
+        self._begun.add(ticket.order)
         ticket.lease = lease
         self._move(ticket, State.LEASED)
         self._set_due(ticket, engine_version + self.max_staleness)
@@ -289,15 +294,15 @@ class Ledger:
         Scored groups that no batch holds are saved as scored (`waiting_tickets`): the caller saves the groups
         themselves. What is in flight, a batch in training included, is saved as pending.
         """
-        unfinished = [ticket for ticket in self._tickets if ticket.state not in (State.TRAINED, State.DROPPED)]
+        begun = [self._tickets[order] for order in sorted(self._begun)]
         return {
             "plan": self._plan_digest(),
             "version": self.version,
-            "trained": _ranges(ticket.order for ticket in self._tickets if ticket.state is State.TRAINED),
+            "trained": _ranges(self._is_trained),
             "dropped": self.dropped(),
             "scored": {ticket_id: self._by_id[ticket_id].due for ticket_id in self.waiting_tickets()},
-            "attempts": {ticket.ticket_id: ticket.attempts for ticket in unfinished if ticket.attempts},
-            "failures": {ticket.ticket_id: ticket.failures for ticket in unfinished if ticket.failures},
+            "attempts": {ticket.ticket_id: ticket.attempts for ticket in begun},
+            "failures": {ticket.ticket_id: ticket.failures for ticket in begun if ticket.failures},
             "reissued": dict(self._reissued),
         }
 
@@ -317,8 +322,7 @@ class Ledger:
             for order in range(first, last + 1):
                 self._move(self._tickets[order], State.TRAINED)
         for ticket_id, reason in state["dropped"].items():
-            self._move(self._by_id[ticket_id], State.DROPPED)
-            self._by_id[ticket_id].drop_reason = reason
+            self._drop(self._by_id[ticket_id], reason)
         for ticket_id, due in state["scored"].items():
             self._move(self._by_id[ticket_id], State.SCORED)
             self._set_due(self._by_id[ticket_id], due)
@@ -327,6 +331,7 @@ class Ledger:
             raise LedgerError(f"the saved ledger has scored groups that no batch after version {self.version} can hold")
         for ticket_id, attempts in state["attempts"].items():
             self._by_id[ticket_id].attempts = attempts
+            self._begun.add(self._by_id[ticket_id].order)
         for ticket_id, failures in state["failures"].items():
             self._by_id[ticket_id].failures = failures
         self._pending = [ticket.order for ticket in self._tickets if ticket.state is State.PENDING]
@@ -366,12 +371,15 @@ class Ledger:
         ticket.failures += blamed
         self._set_due(ticket, None)
         if not retry or ticket.failures >= self._max_failures:
-            ticket.drop_reason = reason
-            self._move(ticket, State.DROPPED)
+            self._drop(ticket, reason)
             return
         self._reissued[reason] += 1
         self._move(ticket, State.PENDING)
         heapq.heappush(self._pending, ticket.order)
+
+    def _drop(self, ticket: _Ticket, reason: str) -> None:
+        self._drop_reasons[ticket.ticket_id] = reason
+        self._move(ticket, State.DROPPED)
 
     def _move(self, ticket: _Ticket, state: State) -> None:
         if ticket.state in (State.TRAINED, State.DROPPED):
@@ -379,6 +387,10 @@ class Ledger:
         self._counts[ticket.state] -= 1
         self._counts[state] += 1
         ticket.state = state
+        if state is State.TRAINED:
+            self._is_trained[ticket.order] = 1
+        if state in (State.TRAINED, State.DROPPED):
+            self._begun.discard(ticket.order)
 
     def _set_due(self, ticket: _Ticket, due: int | None) -> None:
         if ticket.due >= 0:
@@ -390,7 +402,10 @@ class Ledger:
             self._live_by_due[due] += 1
 
     def _plan_digest(self) -> str:
-        return hashlib.sha256("\n".join(ticket.ticket_id for ticket in self._tickets).encode()).hexdigest()
+        if not self._digest:
+            ids = "\n".join(ticket.ticket_id for ticket in self._tickets)
+            self._digest = hashlib.sha256(ids.encode()).hexdigest()
+        return self._digest
 
 
 def _plan(sample_ids: Sequence[str], epochs: float, seed: int, limit: int | None) -> Iterator[_Ticket]:
@@ -413,12 +428,12 @@ def _schedulable(live_by_due: Mapping[int, int], next_version: int, groups_per_s
     return True
 
 
-def _ranges(orders: Iterator[int]) -> list[list[int]]:
-    """Ascending integers as inclusive [first, last] runs."""
+def _ranges(flags: bytearray) -> list[list[int]]:
+    """Inclusive [first, last] runs of the places at which a flag is 1."""
     runs: list[list[int]] = []
-    for order in orders:
-        if runs and order == runs[-1][1] + 1:
-            runs[-1][1] = order
-        else:
-            runs.append([order, order])
+    end = 0
+    while (first := flags.find(1, end)) >= 0:
+        end = flags.find(0, first)
+        end = len(flags) if end < 0 else end
+        runs.append([first, end - 1])
     return runs

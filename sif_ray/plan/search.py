@@ -19,7 +19,7 @@ from sif_ray.resources.memory import GIB, learner_memory
 from sif_ray.resources.shapes import PolicyShape
 
 WINDOWS = (0, 1, 2, 4)  # values of max_staleness
-SIMULATED = 3  # divisions per window
+SIMULATED = 3  # divisions per window; of large batches, whose stages are even, the best estimate alone
 TRIAL_GROUPS = 16_000  # of one simulation, as far as its steps are not too few
 ENOUGH = 1.02  # a smaller window is better if it costs no more than this
 
@@ -88,8 +88,9 @@ def search(request: Request, num_gpus: int) -> list[Figures]:
     for window in WINDOWS:
         divisions = [Division(count, (num_gpus - count) // size, window) for count in ranks]
         divisions.sort(key=lambda division: estimated_step_s(request.scenario(division, 1)))
-        for division in divisions[:SIMULATED]:
-            steps = min(30, max(6 + 2 * window, TRIAL_GROUPS // request.config.groups_per_step))
+        affordable = TRIAL_GROUPS // request.config.groups_per_step
+        steps = min(30, max(4 + 2 * window, affordable))
+        for division in divisions[: SIMULATED if affordable >= 10 else 1]:
             figures.append(figures_of(simulate(request.scenario(division, steps)), request.gpu.usd_per_hour))
     return ranked(figures)
 
