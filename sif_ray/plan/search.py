@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from sif_ray.config import ConfigError, GrpoConfig
 from sif_ray.plan.figures import Figures, figures_of
 from sif_ray.plan.gpus import Gpu
@@ -21,6 +23,7 @@ from sif_ray.resources.shapes import PolicyShape
 WINDOWS = (0, 1, 2, 4)  # values of max_staleness
 SIMULATED = 3  # divisions per window; of large batches, whose stages are even, the best estimate alone
 TRIAL_GROUPS = 16_000  # of one simulation, as far as its steps are not too few
+LENGTHS = 256  # groups whose completions are drawn for an estimate
 ENOUGH = 1.02  # a smaller window is better if it costs no more than this
 
 
@@ -138,12 +141,19 @@ def learner_gib(request: Request, ranks: int) -> float:
 
 
 def estimated_step_s(scenario: Scenario) -> float:
-    """Seconds of a step if its stages were even: the longest of them, or their sum where they take turns."""
-    rates, mean = scenario.rates, scenario.lengths.mean
+    """Seconds of a step if its stages were even: the longest of them, or their sum where they take turns.
+
+    An engine is lent whole groups, and a group is with it until its longest answer ends: of G sequences G * mean /
+    longest are written in the mean. While weights come to it, it begins no group, so half of that time is lost to it.
+    """
+    rates = scenario.rates
+    lengths = np.array(scenario.lengths.sample(np.random.default_rng(0), LENGTHS, scenario.group_size))
+    mean, longest = float(lengths.mean()), float(lengths.max(axis=1).mean())
     completions = scenario.groups_per_step * scenario.group_size
-    live = completions * (scenario.max_staleness + 1)
-    engines = min(scenario.num_engines, live // scenario.group_size)  # a group is not divided
-    running = max(1, min(scenario.max_num_seqs, live // engines))
+    live = scenario.groups_per_step * (scenario.max_staleness + 1)
+    engines = min(scenario.num_engines, live)  # a group is not divided
+    held = min(scenario.groups_per_engine, live / engines) * scenario.group_size
+    running = max(1, min(scenario.max_num_seqs, round(held * mean / longest)))
     generate_s = completions * mean * rates.decode_step_s[running] / running / engines
     generate_s += scenario.groups_per_step * rates.prefill_s / engines
     groups = -(-scenario.groups_per_step // scenario.learner_ranks)
@@ -155,4 +165,4 @@ def estimated_step_s(scenario: Scenario) -> float:
     judge_s = max(judge_s, scenario.groups_per_step * rates.score_s / scenario.num_reward_workers)
     if scenario.max_staleness == 0:
         return generate_s + judge_s + learn_s + sync_s
-    return max(generate_s, learn_s + sync_s, judge_s)
+    return max(generate_s + rates.pause_s + rates.transfer_s / 2, learn_s + sync_s, judge_s)

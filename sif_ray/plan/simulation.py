@@ -148,7 +148,7 @@ class Simulation:
         self._dispatch()
         self._after(self._scenario.lease_timeout_s / 10, self._expire)
         self._plan_failure()
-        while not (self._ledger.done and self._learner_waits):
+        while not (self._learner_waits and self._ledger.done):
             self._now_s, _, action, arguments = heapq.heappop(self._events)
             action(*arguments)
         return self._outcome()

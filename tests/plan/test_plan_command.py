@@ -75,8 +75,8 @@ def test_learner_sizes_fit_into_memory_and_machines():
     assert sizes == [4, 8, 16, 24, 32, 40, 48, 56]  # fewer cannot hold the optimiser's 100 GB
     assert learner_gib(request, 2) > 80 >= learner_gib(request, 4)
     assert max(learner_sizes(request_of("groups_per_step=16"), 64)) == 16
-    with pytest.raises(configuration.ConfigError, match="--gpus 4: a rank of 3"):
-        list(learner_sizes(request, 4))
+    with pytest.raises(configuration.ConfigError, match="--gpus 3: a rank of 2"):
+        list(learner_sizes(request, 3))
 
 
 def test_search_finds_what_trying_everything_finds():
@@ -95,7 +95,7 @@ def test_rough_estimate_is_near_the_simulation():
     request = request_of()
     for division in (Division(4, 4, 2), Division(1, 7, 2), Division(7, 1, 4)):
         scenario = request.scenario(division, 40)
-        assert estimated_step_s(scenario) == pytest.approx(figures_of(simulate(scenario), 3.0).step_s, rel=0.35)
+        assert estimated_step_s(scenario) == pytest.approx(figures_of(simulate(scenario), 3.0).step_s, rel=0.1)
 
 
 # --- command line ----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from sif_ray.resources.shapes import KNOWN
 
 OVERRIDES = (
     "groups_per_step=512",
-    "group_size=16",
+    "group_size=8",
     "engine.tensor_parallel_size=8",
     "engine.num_gpus=8",
     "num_reward_workers=64",
