@@ -126,6 +126,14 @@ TOOLS = {
         "say what is wrong with machine, cluster or request before hours are spent",
         ("--json findings.json", "grpo --config configs/grpo.yaml"),
     ),
+    "plan": Tool(
+        "sif_ray.plan.command",
+        "say how many GPUs a run should have, and how fast it would be, by simulating it",
+        (
+            "--config configs/published/7b-split.yaml --gpu h100 --gpus 64 --mtbf-h 50000",
+            "--from-run runs/grpo max_staleness=0",
+        ),
+    ),
     "bench": Tool(
         "sif_ray.bench",
         "measure a part of the system on this machine",

@@ -399,7 +399,11 @@ class GrpoLoop:
         finally:
             slot.leases.discard(lease)
             self._notify()
-        self._timeline.span(slot.name, "generate", started_s, time.time(), step=lease.version)
+        lengths = {
+            "prompt_tokens": len(group.prompt_token_ids_P),
+            "tokens": [len(rollout.token_ids_T) for rollout in group.rollouts],
+        }
+        self._timeline.span(slot.name, "generate", started_s, time.time(), step=lease.version, **lengths)
         if self._ledger.generated(lease, group.oldest_version):
             await self._score(lease, group)
 

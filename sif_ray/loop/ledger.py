@@ -33,7 +33,7 @@ import hashlib
 import heapq
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -77,7 +77,7 @@ class Batch:
     ticket_ids: tuple[str, ...]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Ticket:
     order: int  # place in the plan
     ticket_id: str
@@ -88,7 +88,6 @@ class _Ticket:
     failures: int = 0
     lease: Lease | None = None
     due: int = -1  # last learner version that may train the group; -1 when not live
-    drop_reason: str = ""
 
 
 class Ledger:
@@ -133,7 +132,13 @@ class Ledger:
         self._pending = [ticket.order for ticket in self._tickets]  # a heap; ascending order is one
         self._expiries: list[tuple[float, int, int]] = []  # heap of (expires_s, order, attempt); outdated entries stay
         self._ready: list[tuple[int, int]] = []  # heap of (due, order) of scored groups not taken yet
+        self._ready_by_due: Counter[int] = Counter()
         self._live_by_due: Counter[int] = Counter()  # leased, generated and scored groups, not taken
+        # What `state_dict` needs, kept up to date: it must not cost a walk over all tickets.
+        self._begun: set[int] = set()  # orders of tickets that were leased and have not ended
+        self._is_trained = bytearray(len(self._tickets))  # 1 = trained, by order
+        self._drop_reasons: dict[str, str] = {}
+        self._digest = ""
         self._counts = Counter({State.PENDING: len(self._tickets)})
         self._reissued: Counter[str] = Counter()
         self._taken: Batch | None = None
@@ -162,7 +167,7 @@ class Ledger:
 
     def dropped(self) -> dict[str, str]:
         """{ticket id: reason} of the tickets that were given up."""
-        return {ticket.ticket_id: ticket.drop_reason for ticket in self._tickets if ticket.state is State.DROPPED}
+        return dict(self._drop_reasons)
 
     def waiting_tickets(self) -> list[str]:
         """Tickets whose groups are scored and in no batch yet, due first."""
@@ -184,6 +189,7 @@ class Ledger:
             expires_s=self._now_s() + self._lease_timeout_s,
         )
         ticket.attempts += 1
+        self._begun.add(ticket.order)
         ticket.lease = lease
         self._move(ticket, State.LEASED)
         self._set_due(ticket, engine_version + self.max_staleness)
@@ -209,7 +215,7 @@ class Ledger:
             return False
         ticket.lease = None
         self._move(ticket, State.SCORED)
-        heapq.heappush(self._ready, (ticket.due, ticket.order))
+        self._make_ready(ticket)
         return True
 
     def holds(self, lease: Lease) -> bool:
@@ -257,18 +263,16 @@ class Ledger:
         size = min(self.groups_per_step, len(self._ready))
         if size == 0 or (size < self.groups_per_step and not self._only_scored_left()):
             return None
-        chosen = [heapq.heappop(self._ready) for _ in range(size)]
-        left = self._live_by_due.copy()
-        left.subtract(due for due, _ in chosen)
-        if not _schedulable(left, self.version + 1, self.groups_per_step):
-            for entry in chosen:
-                heapq.heappush(self._ready, entry)
+        if not _schedulable(self._left_by_due(size), self.version + 1, self.groups_per_step):
             return None
+        chosen = [heapq.heappop(self._ready) for _ in range(size)]
         if chosen[0][0] < self.version:
             late = self._tickets[chosen[0][1]].ticket_id
             raise LedgerError(f"ticket {late} was due at version {chosen[0][0]}, the learner is at {self.version}")
-        for _, order in chosen:
+        for due, order in chosen:
             self._set_due(self._tickets[order], None)
+            self._ready_by_due[due] -= 1
+        self._ready_by_due = +self._ready_by_due  # without those of which none is left
         self._taken = Batch(self.version, tuple(self._tickets[order].ticket_id for _, order in chosen))
         return self._taken
 
@@ -290,15 +294,15 @@ class Ledger:
         Scored groups that no batch holds are saved as scored (`waiting_tickets`): the caller saves the groups
         themselves. What is in flight, a batch in training included, is saved as pending.
         """
-        unfinished = [ticket for ticket in self._tickets if ticket.state not in (State.TRAINED, State.DROPPED)]
+        begun = [self._tickets[order] for order in sorted(self._begun)]
         return {
             "plan": self._plan_digest(),
             "version": self.version,
-            "trained": _ranges(ticket.order for ticket in self._tickets if ticket.state is State.TRAINED),
+            "trained": _ranges(self._is_trained),
             "dropped": self.dropped(),
             "scored": {ticket_id: self._by_id[ticket_id].due for ticket_id in self.waiting_tickets()},
-            "attempts": {ticket.ticket_id: ticket.attempts for ticket in unfinished if ticket.attempts},
-            "failures": {ticket.ticket_id: ticket.failures for ticket in unfinished if ticket.failures},
+            "attempts": {ticket.ticket_id: ticket.attempts for ticket in begun},
+            "failures": {ticket.ticket_id: ticket.failures for ticket in begun if ticket.failures},
             "reissued": dict(self._reissued),
         }
 
@@ -318,16 +322,16 @@ class Ledger:
             for order in range(first, last + 1):
                 self._move(self._tickets[order], State.TRAINED)
         for ticket_id, reason in state["dropped"].items():
-            self._move(self._by_id[ticket_id], State.DROPPED)
-            self._by_id[ticket_id].drop_reason = reason
+            self._drop(self._by_id[ticket_id], reason)
         for ticket_id, due in state["scored"].items():
             self._move(self._by_id[ticket_id], State.SCORED)
             self._set_due(self._by_id[ticket_id], due)
-            heapq.heappush(self._ready, (due, self._by_id[ticket_id].order))
+            self._make_ready(self._by_id[ticket_id])
         if not _schedulable(self._live_by_due, self.version, self.groups_per_step):
             raise LedgerError(f"the saved ledger has scored groups that no batch after version {self.version} can hold")
         for ticket_id, attempts in state["attempts"].items():
             self._by_id[ticket_id].attempts = attempts
+            self._begun.add(self._by_id[ticket_id].order)
         for ticket_id, failures in state["failures"].items():
             self._by_id[ticket_id].failures = failures
         self._pending = [ticket.order for ticket in self._tickets if ticket.state is State.PENDING]
@@ -343,9 +347,21 @@ class Ledger:
         return ticket
 
     def _fits(self, due: int) -> bool:
-        with_it = self._live_by_due.copy()
-        with_it[due] += 1
+        with_it = {**self._live_by_due, due: self._live_by_due[due] + 1}
         return _schedulable(with_it, self.version + (self._taken is not None), self.groups_per_step)
+
+    def _make_ready(self, ticket: _Ticket) -> None:
+        heapq.heappush(self._ready, (ticket.due, ticket.order))
+        self._ready_by_due[ticket.due] += 1
+
+    def _left_by_due(self, size: int) -> dict[int, int]:
+        """The live groups by due that a batch of the `size` scored groups due first would leave behind."""
+        left = dict(self._live_by_due)
+        for due in sorted(self._ready_by_due):
+            taken = min(size, self._ready_by_due[due])
+            left[due] = left.get(due, 0) - taken
+            size -= taken
+        return left
 
     def _only_scored_left(self) -> bool:
         return not (self._counts[State.PENDING] or self._counts[State.LEASED] or self._counts[State.GENERATED])
@@ -355,12 +371,15 @@ class Ledger:
         ticket.failures += blamed
         self._set_due(ticket, None)
         if not retry or ticket.failures >= self._max_failures:
-            ticket.drop_reason = reason
-            self._move(ticket, State.DROPPED)
+            self._drop(ticket, reason)
             return
         self._reissued[reason] += 1
         self._move(ticket, State.PENDING)
         heapq.heappush(self._pending, ticket.order)
+
+    def _drop(self, ticket: _Ticket, reason: str) -> None:
+        self._drop_reasons[ticket.ticket_id] = reason
+        self._move(ticket, State.DROPPED)
 
     def _move(self, ticket: _Ticket, state: State) -> None:
         if ticket.state in (State.TRAINED, State.DROPPED):
@@ -368,6 +387,10 @@ class Ledger:
         self._counts[ticket.state] -= 1
         self._counts[state] += 1
         ticket.state = state
+        if state is State.TRAINED:
+            self._is_trained[ticket.order] = 1
+        if state in (State.TRAINED, State.DROPPED):
+            self._begun.discard(ticket.order)
 
     def _set_due(self, ticket: _Ticket, due: int | None) -> None:
         if ticket.due >= 0:
@@ -379,7 +402,10 @@ class Ledger:
             self._live_by_due[due] += 1
 
     def _plan_digest(self) -> str:
-        return hashlib.sha256("\n".join(ticket.ticket_id for ticket in self._tickets).encode()).hexdigest()
+        if not self._digest:
+            ids = "\n".join(ticket.ticket_id for ticket in self._tickets)
+            self._digest = hashlib.sha256(ids.encode()).hexdigest()
+        return self._digest
 
 
 def _plan(sample_ids: Sequence[str], epochs: float, seed: int, limit: int | None) -> Iterator[_Ticket]:
@@ -392,22 +418,22 @@ def _plan(sample_ids: Sequence[str], epochs: float, seed: int, limit: int | None
         yield _Ticket(order, f"{epoch}/{shuffled[place]}", shuffled[place], epoch)
 
 
-def _schedulable(live_by_due: Counter[int], next_version: int, groups_per_step: int) -> bool:
+def _schedulable(live_by_due: Mapping[int, int], next_version: int, groups_per_step: int) -> bool:
     """True when, for every version d, the groups due by d fit into the batches of `next_version`..d."""
     waiting = 0
-    for due in sorted(due for due, count in live_by_due.items() if count):
-        waiting += live_by_due[due]
-        if waiting > (due - next_version + 1) * groups_per_step:
+    for due, count in sorted(live_by_due.items()):
+        waiting += count
+        if count and waiting > (due - next_version + 1) * groups_per_step:
             return False
     return True
 
 
-def _ranges(orders: Iterator[int]) -> list[list[int]]:
-    """Ascending integers as inclusive [first, last] runs."""
+def _ranges(flags: bytearray) -> list[list[int]]:
+    """Inclusive [first, last] runs of the places at which a flag is 1."""
     runs: list[list[int]] = []
-    for order in orders:
-        if runs and order == runs[-1][1] + 1:
-            runs[-1][1] = order
-        else:
-            runs.append([order, order])
+    end = 0
+    while (first := flags.find(1, end)) >= 0:
+        end = flags.find(0, first)
+        end = len(flags) if end < 0 else end
+        runs.append([first, end - 1])
     return runs

@@ -210,15 +210,18 @@ def logit_bytes(shape: PolicyShape, config: LearnerConfig) -> int:
 # --- engine ----------------------------------------------------------------------------------------------------------
 
 
+def kv_token_bytes(shape: PolicyShape, ranks: int) -> int:
+    """Bytes of a token of the KV cache on one of `ranks` GPUs: keys and values, 2 bytes each, of its heads."""
+    return 2 * shape.layers * max(1, shape.kv_heads // ranks) * shape.head_dim * 2
+
+
 def engine_memory(shape: PolicyShape, config: EngineConfig, gpu_bytes: float) -> EngineMemory:
     """One GPU of an engine in bfloat16. vLLM takes gpu_memory_utilization of the GPU, and what weights and one step
     leave of that becomes KV cache.
-
-    A token of the cache takes 2 * layers * KV heads of this GPU * head width * 2 bytes.
     """
     ranks = config.tensor_parallel_size
     weights = 2 * -(-shape.num_parameters // ranks)
-    kv_token = 2 * shape.layers * max(1, shape.kv_heads // ranks) * shape.head_dim * 2
+    kv_token = kv_token_bytes(shape, ranks)
     language = ENGINE_BATCH_TOKENS * 2 * (3 * shape.mlp // ranks + 4 * shape.hidden)
     vision = ENGINE_BATCH_TOKENS * shape.merge**2 * 2 * (3 * shape.vision_mlp // ranks + 5 * shape.vision_hidden)
     logits = 3 * 4 * config.max_num_seqs * shape.vocabulary

@@ -48,13 +48,14 @@ def make_plan(config: GrpoConfig) -> Plan:
     learner = learner_memory(shape, config.learner, holds_reference=config.objective.kl_beta > 0)
     engine = engine_memory(shape, config.engine, config.placement.gpu_memory_gib * GIB) if on_gpu else None
     plan = Plan(layout, shape, source, learner, engine)
-    for complaint in (*_shape_complaints(config, shape), *_memory_complaints(config, plan)):
+    for complaint in (*shape_complaints(config, shape), *_memory_complaints(config, plan)):
         raise ConfigError(complaint)
     check_object_store(config, shape.num_parameters, samples=())
     return plan
 
 
-def _shape_complaints(config: GrpoConfig, shape: PolicyShape) -> Iterator[str]:
+def shape_complaints(config: GrpoConfig, shape: PolicyShape) -> Iterator[str]:
+    """Why engines of this configuration cannot hold a policy of this shape, each with the way out."""
     ranks = config.engine.tensor_parallel_size
     divided = {
         "attention heads": shape.heads,
