@@ -857,7 +857,8 @@ def validate(config: Any, prefix: str = "") -> None:
         for name, block in value.items() if isinstance(value, dict) else [("", value)]:
             if is_dataclass(block):
                 validate(block, f"{prefix}{item.name}.{name}{'.' if name else ''}")
-    for name, holds, way_out in _CHECKS.get(type(config)) or getattr(config, "CHECKS", ()):
+    checks: Sequence[Check] = _CHECKS.get(type(config)) or getattr(config, "CHECKS", [])
+    for name, holds, way_out in checks:
         value = getattr(config, name)
         if not holds(value):
             raise ConfigError(f"{prefix}{name} = {value!r}: {way_out}")
@@ -866,6 +867,7 @@ def validate(config: Any, prefix: str = "") -> None:
             resolve(config.profile)
         except ValueError as error:
             raise ConfigError(f"{prefix}profile = {config.profile!r}: {error}") from error
-    relations = _RELATIONS.get(type(config)) or getattr(type(config), "relations", lambda config: iter(()))
-    for complaint in relations(config):
+    relations: Callable[[Any], Iterator[str]] | None = _RELATIONS.get(type(config))
+    relations = relations or getattr(type(config), "relations", None)
+    for complaint in relations(config) if relations else ():
         raise ConfigError(f"{prefix}{complaint}")
