@@ -49,7 +49,7 @@ def job_findings(need: Need, environ: Mapping[str, str] = os.environ) -> Iterato
         yield note(
             "ray.address",
             "'local', but this process belongs to a cluster (RAY_ADDRESS): a run would start one of its own here",
-            "set ray.address=auto",
+            "leave ray.address out",
         )
 
 

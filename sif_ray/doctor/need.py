@@ -100,7 +100,7 @@ class Need:
 def need_of(config: StageConfig) -> Need:
     """What a run of `config` needs."""
     need = _NEEDS[type(config)](config)
-    need = replace(need, address=config.ray.address)
+    need = replace(need, address=config.ray.cluster)
     if not need.is_local:
         return need
     store = config.ray.object_store_mib
