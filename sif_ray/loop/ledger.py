@@ -54,6 +54,9 @@ class State(StrEnum):
     DROPPED = "dropped"
 
 
+_ENDS = (State.TRAINED, State.DROPPED)
+
+
 @dataclass(frozen=True)
 class Lease:
     """The right to generate one group, until `expires_s` on the ledger's clock.
@@ -340,7 +343,7 @@ class Ledger:
 
     def _holder(self, lease: Lease, *states: State) -> _Ticket | None:
         ticket = self._by_id[lease.ticket_id]
-        if ticket.lease != lease:
+        if ticket.lease is not lease and ticket.lease != lease:  # comparing fields takes longer than all the rest
             return None
         if ticket.state not in states:
             raise LedgerError(f"ticket {lease.ticket_id} is {ticket.state}, expected {' or '.join(states)}")
@@ -382,15 +385,14 @@ class Ledger:
         self._move(ticket, State.DROPPED)
 
     def _move(self, ticket: _Ticket, state: State) -> None:
-        if ticket.state in (State.TRAINED, State.DROPPED):
+        if ticket.state in _ENDS:
             raise LedgerError(f"ticket {ticket.ticket_id} has ended as {ticket.state} and cannot become {state}")
         self._counts[ticket.state] -= 1
         self._counts[state] += 1
         ticket.state = state
-        if state is State.TRAINED:
-            self._is_trained[ticket.order] = 1
-        if state in (State.TRAINED, State.DROPPED):
+        if state in _ENDS:
             self._begun.discard(ticket.order)
+            self._is_trained[ticket.order] = state is State.TRAINED
 
     def _set_due(self, ticket: _Ticket, due: int | None) -> None:
         if ticket.due >= 0:

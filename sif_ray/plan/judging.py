@@ -42,17 +42,18 @@ class Scorers:
         self._free_s[worker] = read_s
         if not self._rates.judge_latency_s:
             return read_s, worker, True
-        free_s, ended_s = self._calls_free_s[worker], read_s
-        for latency_s in self._draw(group_size):
+        free_s, ended_s, outages = self._calls_free_s[worker], read_s, self._outages.any
+        latencies = self._draw(group_size)
+        self.calls_s += sum(latencies)
+        for latency_s in latencies:
             begin_s = free_s[0] if free_s[0] > read_s else read_s
-            if self._outages.any:
+            if outages:
                 up_s = self._outages.up_at(begin_s)
                 if up_s - begin_s > self._max_wait_s:
                     return begin_s + self._max_wait_s, worker, False
                 begin_s = up_s
             end_s = begin_s + latency_s
             heapq.heapreplace(free_s, end_s)
-            self.calls_s += latency_s
             if end_s > ended_s:
                 ended_s = end_s
         return ended_s, worker, True

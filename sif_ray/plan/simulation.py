@@ -13,11 +13,13 @@ a machine does to several transfers at once.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import heapq
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -80,7 +82,20 @@ class Outcome:
 
 def simulate(scenario: Scenario) -> Outcome:
     """Run the scenario to its last step. Raises `SimulationError` for one that does not get there."""
-    return Simulation(scenario).run()
+    with _without_collector():
+        return Simulation(scenario).run()
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """A third of the time would go into Python's search for cycles among the tickets; a simulation makes none."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 class _Course(Enum):
@@ -117,6 +132,7 @@ class Simulation:
         self._ledger = self._make_ledger()
         self._places = [_Place(number, scenario) for number in range(scenario.num_engines)]
         self._room: dict[int, list[tuple[int, int]]] = {}  # by version: heap of (leases, place), outdated ones too
+        self._shut: set[int] = set()  # versions for which the window is full, until something opens it
         self._changed: set[int] = set()  # places whose next event is to be worked out again
         self._scored: dict[str, _Scored] = {}  # by ticket
         self._saved: tuple[dict[str, Any], dict[str, _Scored]] | None = None  # the newest checkpoint
@@ -186,16 +202,15 @@ class Simulation:
 
     def _dispatch(self) -> None:
         """Lease while the window allows, to the engine with the fewest leases first; then see when engines are done."""
-        shut: set[int] = set()  # versions for which the window is full
         while offers := [
             (self._room[version][0], version)
             for version in list(self._room)
-            if version not in shut and self._has_room(version)
+            if version not in self._shut and self._has_room(version)
         ]:
             (_, number), version = min(offers)
             lease = self._ledger.lease(version)
             if lease is None:
-                shut.add(version)
+                self._shut.add(version)
                 continue
             heapq.heappop(self._room[version])
             self._begin(self._places[number], lease)
@@ -261,6 +276,8 @@ class Simulation:
         lease: Lease = group.key
         place.leases.pop(id(lease), None)
         self._offer(place)
+        if group.version > lease.version:
+            self._shut.clear()
         if self._ledger.generated(lease, group.version):
             end_s, worker, has_verdict = self._scorers.score(len(group.lengths), self._now_s)
             tokens = sum(group.lengths)
@@ -272,6 +289,7 @@ class Simulation:
         self._scorers.done(worker, self._now_s)
         if not has_verdict:
             self._ledger.failed(lease, "judge failed")
+            self._shut.clear()
             self._dispatch()
         elif self._ledger.scored(lease):
             self._scored[lease.ticket_id] = (oldest, tokens)
@@ -280,6 +298,7 @@ class Simulation:
     def _expire(self) -> None:
         """Take back the leases that nobody has answered in time."""
         if self._ledger.expire():
+            self._shut.clear()
             self._dispatch()
             self._learn()
         self._after(self._scenario.lease_timeout_s / 10, self._expire)
@@ -290,6 +309,7 @@ class Simulation:
         batch = self._ledger.take_batch() if self._learner_waits else None
         if batch is None:
             return
+        self._shut.clear()
         self._learner_waits = False
         self._learner_waits_s += self._now_s - self._waits_since_s
         groups = [self._scored.pop(ticket_id) for ticket_id in batch.ticket_ids]
@@ -312,6 +332,7 @@ class Simulation:
         self._set_slowdown(1.0)
         self._learner_trains_s += seconds
         version = self._ledger.trained(batch)
+        self._shut.clear()
         staleness = Counter(batch.version - oldest for oldest, _ in groups)
         self._saves = self._is_checkpoint(version)
         state = (self._ledger.state_dict(), dict(self._scored)) if self._saves and self._can_die else None
@@ -370,6 +391,7 @@ class Simulation:
                 self._advance(place)
                 self._changed.add(place.number)
             place.version = version
+            self._shut.discard(version)
             self._to_receive -= place.joined and version == self._published
             self._join(place)
         self._end_sync_if_received()
@@ -454,6 +476,7 @@ class Simulation:
         for lease in place.leases.values():
             self._ledger.returned(lease, "engine lost")
         place.leases.clear()
+        self._shut.clear()
         place.lose_all()
         place.life += 1
         place.plan += 1
