@@ -34,9 +34,13 @@ _ENVIRONMENT = SERVE_ENVIRONMENT | {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
+}
+_OWN_CLUSTER = {
     # An engine's processes are children of a Ray worker: the raylet ends them when the worker dies, however it dies.
     "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
 }
+"""Not for clusters that take jobs: their raylets reap every process, and the exit status of a job would be lost."""
+
 WORKER_ENVIRONMENT = {
     "TQDM_DISABLE": "1",  # the loading bars of other libraries; ours are drawn where the run was started
     "TRANSFORMERS_VERBOSITY": "error",
@@ -65,7 +69,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     if config.local:
         with haproxy_environment() as haproxy:
             # The workers' variables are inherited by every process of the cluster.
-            with _own_sigterm(), _defaults_in_environment(WORKER_ENVIRONMENT | haproxy):
+            with _own_sigterm(), _defaults_in_environment(WORKER_ENVIRONMENT | _OWN_CLUSTER | haproxy):
                 ray.init(
                     address="local",
                     num_cpus=config.local_cpus,

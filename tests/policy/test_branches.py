@@ -49,7 +49,7 @@ def test_branch_logprobs_equal_those_of_separate_sequences(folder, prompts):
     expected = [_separately(reference, s, branch) for s in sequences for branch in s.branches]
     got = [logprobs[batch.branch_M == k] for k in range(batch.num_branches)]
     for ours, (theirs, _) in zip(got, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     torch.testing.assert_close(entropies, torch.cat([entropy for _, entropy in expected]), atol=1e-4, rtol=0)
 
 
