@@ -9,13 +9,13 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sif_ray.config import RayConfig
+from sif_ray.ports import free_ports
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def haproxy_environment() -> Iterator[dict[str, str]]:
         yield {}
         return
     with tempfile.TemporaryDirectory(prefix="haproxy-", ignore_cleanup_errors=True) as folder:
-        statistics, metrics = _free_ports(2)
+        statistics, metrics = free_ports(2, host="")
         yield {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(_bound_haproxy(Path(folder))),
@@ -134,14 +134,6 @@ def _bound_haproxy(folder: Path) -> Path:
     program.write_text(f'#!/bin/sh\nexec {shlex.join([*bound, get_haproxy_binary()])} "$@"\n')
     program.chmod(0o700)
     return program
-
-
-def _free_ports(number: int) -> list[int]:
-    with contextlib.ExitStack() as probes:
-        sockets = [probes.enter_context(socket.socket()) for _ in range(number)]
-        for probe in sockets:
-            probe.bind(("", 0))
-        return [probe.getsockname()[1] for probe in sockets]
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 from sif_ray import cli, config
 from sif_ray.config import ConfigError
 from sif_ray.runtime import WORKER_ENVIRONMENT
+from sif_ray.secret_names import looks_secret
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,6 @@ UNREACHABLE_S = 600.0  # the cluster may not answer for so long, as while its he
 RETRY_S = 2.0
 
 NOT_UPLOADED = [".git", ".venv", "artefacts", "runs"]
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,7 +124,7 @@ def _runtime_env(options: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"--runtime-env = {options.runtime_env!r}: the file is not a mapping")
     variables = dict(given.get("env_vars") or {})
     for name in variables:
-        if SECRET.search(name):
+        if looks_secret(name):
             raise ConfigError(
                 f"--runtime-env: env_vars.{name} looks like a secret, and whoever sees the dashboard reads it; set the "
                 "variable on the machines of the cluster (a Secret in Kubernetes) and name it in the configuration"

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from urllib.parse import quote
 
+import httpx
 import pyarrow.fs as pafs
 
 BUCKET = "bucket"
@@ -16,6 +17,7 @@ class ObjectStore:
     """A server with an empty bucket."""
 
     def __init__(self, endpoint: str) -> None:
+        httpx.post(f"{endpoint}/moto-api/reset").raise_for_status()  # every server of a process has the same contents
         self._query = f"endpoint_override={quote(endpoint, safe='')}&region=us-east-1"
         filesystem, _ = pafs.FileSystem.from_uri(f"s3://{BUCKET}?{self._query}&allow_bucket_creation=true")
         filesystem.create_dir(BUCKET)

@@ -51,10 +51,10 @@ def test_a_file_and_overrides_are_merged_in_order(tmp_path):
         (["weight_transfer=ipc"], ["weight_transfer = 'ipc'", "object_store, gloo or nccl"]),
         (["weight_transfer=nccl", "engine.num_gpus=1"], ["weight_transfer = 'nccl'", "learner.num_gpus_per_rank = 0"]),
         (["engine.num_gpus=2"], ["engine.num_gpus = 2 with tensor_parallel_size = 1", "set both to the same number"]),
-        (["engine.num_gpus=1.5", "engine.tensor_parallel_size=2"], ["num_gpus = 1.5", "one GPU for each"]),
+        (["engine.num_gpus=1.5", "engine.tensor_parallel_size=2"], ["num_gpus = 1.5", "a GPU for each"]),
         (["ray.object_store_mib=1"], ["ray.object_store_mib = 1"]),
         (["judge.kind=human"], ["judge.kind = 'human'", "exact or llm"]),
-        (["judge.kind=llm", "judge.base_url=http://x/v1"], ["judge.model = ''", "kind = 'llm' needs it"]),
+        (["judge.kind=llm", "judge.base_url=http://x/v1"], ["judge.model = ''", "an endpoint needs"]),
         (["judge.base_url=localhost:8000"], ["judge.base_url = 'localhost:8000'", "http://"]),
         (["judge.usd_per_million_tokens=[1]"], ["judge.usd_per_million_tokens = [1.0]"]),
         (

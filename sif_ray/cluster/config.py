@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from sif_ray import __version__
 from sif_ray import config as configuration
 from sif_ray.config import Check, ConfigError
+from sif_ray.secret_names import looks_secret
 
 RAY_VERSION = metadata.version("ray")
 IMAGE_TAG = f"{__version__}-ray{RAY_VERSION}"
@@ -217,11 +218,6 @@ class ClusterConfig:
         for name in self.environment:
             if looks_secret(name):
                 yield f"environment.{name}: a secret by its name; keep it in a Secret and name that under secrets"
-
-
-def looks_secret(name: str) -> bool:
-    """Whether the value of a variable of this name must not stand in a manifest."""
-    return re.search(r"KEY|TOKEN(?!S|IZER)|PASSW|SECRET|CREDENTIAL", name.upper()) is not None
 
 
 def load_cluster(path: str, overrides: tuple[str, ...] = ()) -> ClusterConfig:

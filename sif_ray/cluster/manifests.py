@@ -362,7 +362,7 @@ def _tcp(port: int) -> Manifest:
 
 def endpoint_ports(config: Any) -> Iterator[int]:
     """Ports of the judges, teachers and other models that a configuration asks over HTTP."""
-    if isinstance(config, EndpointConfig) and config.base_url:
+    if isinstance(config, EndpointConfig) and config.is_called:
         address = urlsplit(config.base_url)
         yield address.port or (443 if address.scheme == "https" else 80)
     if is_dataclass(config):
@@ -373,7 +373,7 @@ def endpoint_ports(config: Any) -> Iterator[int]:
 
 def key_variables(config: Any) -> Iterator[str]:
     """Names of the environment variables that a configuration reads keys from."""
-    if isinstance(config, EndpointConfig) and config.api_key_env and _is_called(config):
+    if isinstance(config, EndpointConfig) and config.api_key_env and config.is_called:
         yield config.api_key_env
     if isinstance(config, ServeConfig) and config.api_keys_env:
         yield config.api_keys_env
@@ -381,7 +381,3 @@ def key_variables(config: Any) -> Iterator[str]:
         for value in vars(config).values():
             for block in value.values() if isinstance(value, dict) else [value]:
                 yield from key_variables(block)
-
-
-def _is_called(config: EndpointConfig) -> bool:
-    return getattr(config, "kind", "llm") == "llm"

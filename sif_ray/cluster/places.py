@@ -19,7 +19,6 @@ from sif_ray.config import (
     EvaluateConfig,
     GenerateConfig,
     GrpoConfig,
-    LearnerConfig,
     RayConfig,
     ServeConfig,
     StageConfig,
@@ -92,23 +91,14 @@ def _generate(config: GenerateConfig, places: _Places) -> GenerateConfig:
     )
 
 
-def _warmup(config: WarmupConfig, places: _Places) -> WarmupConfig:
+def _training(config: WarmupConfig | GrpoConfig, places: _Places) -> WarmupConfig | GrpoConfig:
+    adapter = places.model("learner.lora.adapter", config.learner.lora.adapter)
     return replace(
         config,
         data=places.data("data", config.data),
         policy=places.model("policy", config.policy),
         output=places.folder("output", config.output),
-        learner=_learner(config.learner, places),
-    )
-
-
-def _grpo(config: GrpoConfig, places: _Places) -> GrpoConfig:
-    return replace(
-        config,
-        data=places.data("data", config.data),
-        policy=places.model("policy", config.policy),
-        output=places.folder("output", config.output),
-        learner=_learner(config.learner, places),
+        learner=replace(config.learner, lora=replace(config.learner.lora, adapter=adapter)),
     )
 
 
@@ -161,15 +151,10 @@ def _depth(config: GenerateConfig | EvaluateConfig | ServeConfig, places: _Place
     }
 
 
-def _learner(config: LearnerConfig, places: _Places) -> LearnerConfig:
-    adapter = places.model("learner.lora.adapter", config.lora.adapter)
-    return replace(config, lora=replace(config.lora, adapter=adapter))
-
-
 _MOVES: dict[type[Any], Callable[[Any, _Places], Any]] = {
     GenerateConfig: _generate,
-    WarmupConfig: _warmup,
-    GrpoConfig: _grpo,
+    WarmupConfig: _training,
+    GrpoConfig: _training,
     EvaluateConfig: _evaluate,
     ServeConfig: _serve,
 }

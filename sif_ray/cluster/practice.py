@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
-from sif_ray.cluster.config import IMAGE_TAG, RAY_VERSION, looks_secret
+from sif_ray.cluster.config import IMAGE_TAG, RAY_VERSION
 from sif_ray.cluster.documents import Document, as_dict, as_list
 from sif_ray.cluster.rules import cluster_spec, groups, pod, ray_container
+from sif_ray.secret_names import looks_secret
 
 QUEUE_LABELS = ("kueue.x-k8s.io/queue-name", "volcano.sh/queue-name")
 HEAD_PORTS = {6379, 8265, 10001}  # GCS, dashboard and jobs, Ray Client: who reaches them runs code

@@ -9,7 +9,6 @@ import json
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,8 @@ from pathlib import Path
 
 from sif_ray.config import EngineConfig
 from sif_ray.policy.model import resolve_model
-from sif_ray.rollout.environment import engine_environment
+from sif_ray.ports import free_port
+from sif_ray.rollout.environment import engine_environment, executor
 from sif_ray.rollout.orphans import end_group_with_owner
 
 START_TIMEOUT_S = 1800.0  # a large model takes minutes to load
@@ -39,7 +39,7 @@ class VllmServer:
 
         Raises `RuntimeError`, with the end of the log, when it does not start.
         """
-        port, self._log = _free_port(), log
+        port, self._log = free_port(), log
         self.base_url = f"http://127.0.0.1:{port}/v1"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
@@ -101,17 +101,13 @@ def _arguments(model: str, config: EngineConfig, port: int) -> list[str]:
     if config.enforce_eager:
         flags.append("--enforce-eager")
     if not config.num_gpus:
+        if backend := executor(config, on_cpu=True):
+            options["--distributed-executor-backend"] = backend
         options["--kv-cache-memory-bytes"] = str(int(config.kv_cache_gib * 2**30))
         # Whole prompts only: after a part of one, a seeded request on a CPU ends the engine.
         options["--max-num-batched-tokens"] = str(max(8192, config.max_model_len))
         flags += ["--no-enable-chunked-prefill", "--skip-mm-profiling"]
     return [*(part for option in options.items() for part in option), *flags]
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from sif_ray.doctor.child import ChildError, run_module
 from sif_ray.doctor.endpoints import unreachable
 from sif_ray.doctor.finding import Finding, fault, note
-from sif_ray.doctor.need import LOCAL, Need
+from sif_ray.doctor.need import Need
 
 PROCESS = "sif_ray.doctor.cluster_process"
 LIMIT_S = 240.0
@@ -51,11 +51,6 @@ def job_findings(need: Need, environ: Mapping[str, str] = os.environ) -> Iterato
             "'local', but this process belongs to a cluster (RAY_ADDRESS): a run would start one of its own here",
             "leave ray.address out",
         )
-
-
-def default_address(environ: Mapping[str, str] = os.environ) -> str:
-    """Without a request: the cluster of the job that this process belongs to, else none."""
-    return "auto" if environ.get("RAY_ADDRESS") else LOCAL
 
 
 def _closed(address: str) -> str:

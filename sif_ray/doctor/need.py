@@ -115,7 +115,7 @@ def _of_generate(config: GenerateConfig) -> Need:
     gpus += teacher.actors_min * teacher.engine.num_gpus if local_teacher else 0
     cpus = 1.0 + (0 if config.depth_num_gpus else config.depth_actors_min * config.depth_num_cpus)
     endpoints = [("teacher", teacher)] if teacher.kind == "llm" else []
-    endpoints += [("judge", config.judge)] if teacher.kind != "template" and config.judge.kind == "llm" else []
+    endpoints += [("judge", config.judge)] if teacher.kind != "template" and config.judge.is_called else []
     return Need(
         engine=local_teacher,
         depth_models=(Place("depth_model", config.depth_model),),
@@ -166,7 +166,7 @@ def _of_grpo(config: GrpoConfig) -> Need:
         memory_bytes=_learner_bytes(config.policy, learner, holds_reference=config.objective.kl_beta > 0)
         + _engine_bytes(config.policy, engine, config.num_engines),
         store_bytes=weights_bytes(config, shape.num_parameters if shape else 0) + groups_bytes(config, samples=()),
-        **_endpoints([("judge", config.judge)] if config.judge.kind == "llm" else []),
+        **_endpoints([("judge", config.judge)] if config.judge.is_called else []),
     )
 
 
@@ -184,7 +184,7 @@ def _of_evaluate(config: EvaluateConfig) -> Need:
         for key in ("annotations", "images", "answers")
     ]
     endpoints: list[tuple[str, EndpointConfig]] = [(f"endpoints.{name}", at) for name, at in config.endpoints.items()]
-    endpoints += [("judge", config.judge)] if config.judge.kind == "llm" else []
+    endpoints += [("judge", config.judge)] if config.judge.is_called else []
     return Need(
         engine=uses_engine,
         policies=tuple(policies),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 
+from sif_ray.secret_names import looks_secret
+
 HIDDEN = "<hidden>"
 SHORTEST_GUESSED, SHORTEST_NAMED = 8, 4  # characters; shorter values are words that texts have anyway
 
-_SECRET_NAME = re.compile(r"(^|_)(API|AUTH)?(KEY|KEYS|TOKEN|SECRET|PASSWORD|PASSWD)(_|$)", re.IGNORECASE)
-_ABOUT_A_SECRET = re.compile(r"_(PATH|FILE|DIR|MODE|ENV)$", re.IGNORECASE)
 _USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 
 
@@ -18,8 +18,7 @@ def secrets_in(environ: Mapping[str, str], named: Collection[str] = ()) -> tuple
     that they hold one."""
     found: set[str] = set()
     for name, value in environ.items():
-        guessed = _SECRET_NAME.search(name) and not _ABOUT_A_SECRET.search(name)
-        if name in named or guessed:
+        if name in named or looks_secret(name):
             shortest = SHORTEST_NAMED if name in named else SHORTEST_GUESSED
             found.update(part for part in _parts(value) if len(part) >= shortest)
     return tuple(sorted(found, key=len, reverse=True))

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from sif_ray import config as configuration
-from sif_ray.config import ConfigError, GenerateConfig, GrpoConfig, ServeConfig, StageConfig, WarmupConfig
+from sif_ray.config import ConfigError, GenerateConfig, GrpoConfig, RayConfig, ServeConfig, StageConfig, WarmupConfig
 from sif_ray.doctor.checkup import Check, examine
 from sif_ray.doctor.cluster import LIMIT_S as CLUSTER_LIMIT_S
-from sif_ray.doctor.cluster import cluster_findings, default_address, job_findings
+from sif_ray.doctor.cluster import cluster_findings, job_findings
 from sif_ray.doctor.finding import FAULT, Finding, fault, ok
 from sif_ray.doctor.need import Need, need_of
 from sif_ray.doctor.report import as_json, counts_of, show, write
@@ -67,7 +67,7 @@ def look(config: StageConfig | None, address: str | None = None) -> list[Finding
     """All findings; `config` None = of the machine alone, `address` None = that of the configuration."""
     if config is not None and address is not None:
         config = replace(config, ray=replace(config.ray, address=address))
-    need = need_of(config) if config is not None else Need(address=address or default_address())
+    need = need_of(config) if config is not None else Need(address=address or RayConfig().cluster)
     from sif_ray.doctor import node
 
     checks = [Check("ray.address", lambda: job_findings(need)) if config is not None else None]

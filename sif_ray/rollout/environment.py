@@ -22,6 +22,18 @@ def engine_environment(config: EngineConfig) -> dict[str, str]:
     }
 
 
+def executor(config: EngineConfig, *, on_cpu: bool) -> str | None:
+    """What runs the workers of an engine, as vLLM's `distributed_executor_backend`; None = vLLM's own choice.
+
+    Several workers are processes of this one's; in a placement group vLLM would make them Ray actors. A single one
+    runs inside the engine core, also on a CPU, where "uni" is turned into "mp": the worker would be a process of its
+    own for the sake of a thread binding that is off here, and core and worker would wait for each other by spinning.
+    """
+    if config.tensor_parallel_size > 1:
+        return "mp"
+    return "vllm.v1.executor.uniproc_executor.UniProcExecutor" if on_cpu else None
+
+
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
     """The process environment with `variables` inside the block, as it was outside."""

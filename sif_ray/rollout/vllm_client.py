@@ -38,6 +38,7 @@ from vllm.v1.metrics.stats import IterationStats
 
 from sif_ray.config import EngineConfig, SamplingConfig
 from sif_ray.records import FloatArray, IntArray
+from sif_ray.rollout.environment import executor
 from sif_ray.rollout.errors import EngineDiedError, RolloutRequestError, WeightSyncError
 from sif_ray.rollout.scheduler import SCHEDULER
 from sif_ray.rollout.staging import Manifest
@@ -182,8 +183,7 @@ class VllmClient:
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
             tensor_parallel_size=config.tensor_parallel_size,
-            # Workers are processes of this actor; in a placement group vLLM would choose actors of its own.
-            distributed_executor_backend="mp" if config.tensor_parallel_size > 1 else None,
+            distributed_executor_backend=executor(config, on_cpu=on_cpu()),
             gpu_memory_utilization=config.gpu_memory_utilization,
             enforce_eager=config.enforce_eager,
             enable_prefix_caching=True,

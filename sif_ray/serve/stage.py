@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import socket
 import threading
 from collections.abc import Iterator
 
@@ -13,6 +12,7 @@ from ray import serve
 
 from sif_ray.config import ServeConfig
 from sif_ray.depth.checkpoint import tell_licence
+from sif_ray.ports import free_port
 from sif_ray.runtime import ray_session
 from sif_ray.serve.access import Keys
 from sif_ray.serve.app import build_app
@@ -36,7 +36,7 @@ def serving(config: ServeConfig) -> Iterator[str]:
     tell_licence(config.depth_model)
     if not Keys.read(config) and config.host not in LOOPBACK:
         log.warning("host = %s, and no api_keys_file or api_keys_env: whoever reaches it may ask", config.host)
-    port = config.port or _free_port(config.host)
+    port = config.port or free_port(config.host)
     config = dataclasses.replace(config, port=port)
     application = build_app(config)
     with ray_session(config.ray):
@@ -50,10 +50,3 @@ def serving(config: ServeConfig) -> Iterator[str]:
             yield f"http://{config.host}:{port}"
         finally:
             serve.shutdown()
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -28,6 +28,7 @@ from sif_ray.doctor.gpus import Gpu
 from sif_ray.doctor.leftovers import Process
 from sif_ray.doctor.machine import GIB, MIB
 from sif_ray.observe import trackers
+from sif_ray.ports import free_port
 
 H100 = Gpu(0, "NVIDIA H100 80GB HBM3", 81559, 4, "580.65", 9.0, False)
 T4 = Gpu(0, "Tesla T4", 15360, 3, "580.65", 7.5, False)
@@ -112,7 +113,7 @@ def test_a_model_of_the_hub_that_may_not_be_downloaded(doctor, grpo, monkeypatch
 
 def test_a_hub_out_of_reach(doctor, grpo, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free_port()}")
     diagnosis = doctor(*grpo, "policy=nobody/no-such-model")
     assert_found(diagnosis, "model: policy", "the hub is out of reach", "copy it here")
 
@@ -169,7 +170,7 @@ def test_a_bucket_that_does_not_exist(doctor, data):
 
 @pytest.mark.slow  # the client of the store tries for ten seconds
 def test_a_bucket_at_a_closed_port(doctor):
-    url = f"s3://bucket/sif?endpoint_override=http%3A%2F%2F127.0.0.1%3A{closed_port()}&region=us-east-1"
+    url = f"s3://bucket/sif?endpoint_override=http%3A%2F%2F127.0.0.1%3A{free_port()}&region=us-east-1"
     diagnosis = doctor("generate", f"output={url}")
     assert {fault["check"] for fault in diagnosis.faults} >= {"folder: output"}
     assert "NETWORK_CONNECTION" in diagnosis.faults[0]["found"] and diagnosis.status == 1
@@ -197,14 +198,8 @@ def test_a_disk_that_is_full(doctor, monkeypatch):
 # --- endpoints and keys ----------------------------------------------------------------------------------------------
 
 
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def test_a_judge_that_is_down(doctor, grpo, judge):
-    settings = [*judge[1], f"judge.base_url=http://127.0.0.1:{closed_port()}/v1"]
+    settings = [*judge[1], f"judge.base_url=http://127.0.0.1:{free_port()}/v1"]
     assert_found(doctor(*grpo, *settings), "judge: endpoint", "no connection to port .*refused", "start it")
 
 
@@ -515,7 +510,7 @@ def test_an_interface_that_is_not_there(doctor, monkeypatch):
 
 
 def test_a_cluster_that_is_not_there(doctor):
-    diagnosis = doctor("--address", f"127.0.0.1:{closed_port()}")
+    diagnosis = doctor("--address", f"127.0.0.1:{free_port()}")
     assert_found(diagnosis, "Ray cluster", "no connection to port", "start it, or correct ray.address")
 
 

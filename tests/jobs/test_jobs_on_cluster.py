@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ import pytest
 from conftest import finished
 
 from sif_ray.observe.trail import read_trail
+from sif_ray.ports import free_port
 from sif_ray.toyworld.render import png, render
 from sif_ray.toyworld.scenes import make_scene
 
@@ -92,6 +92,9 @@ def test_a_stopped_grpo_job_resumes_and_a_lost_node_costs_no_prompt(cluster, sub
         ("data", "export", "{data}", "--output", "{folder}/published"),
         ("eval", "list"),
         ("export", "{policy}", "--output", "{folder}/exported"),
+        ("plan", "--config", "configs/grpo.yaml", "--steps", "20", "--json", "{folder}/plan.json"),
+        ("doctor", "grpo", "--config", "configs/grpo.yaml", "data={data}", "policy={policy}", "output={folder}/looked"),
+        ("cluster", "check", "cluster/kuberay"),
     ],
     ids=lambda arguments: " ".join(arguments[:2]),
 )
@@ -107,9 +110,7 @@ def test_a_policy_is_evaluated_by_a_job(submit, folder, data, policy):
 
 
 def test_a_policy_is_served_by_a_job_until_it_is_stopped(cluster, submit, policy):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     job = submit("--run-id", "served", "serve", "--config", "configs/serve.yaml", f"policy={policy}", f"port={port}")
 
     def ready() -> bool:
@@ -125,3 +126,13 @@ def test_a_policy_is_served_by_a_job_until_it_is_stopped(cluster, submit, policy
     stop(cluster, "served-1")
     finished(job, status=130)
     until(lambda: not ready())
+
+
+def test_the_quickstart_runs_as_a_job(submit, folder):
+    output = folder / "quickstart"
+    generate = ("generate.splits={warmup: 60, grpo: 20, heldout: 6}",)
+    grpo = ("grpo.max_steps=2", "grpo.groups_per_step=4", "grpo.group_size=4", "grpo.sampling.max_tokens=40")
+    evaluate = ("evaluate.draws=1", "evaluate.temperatures=[1.0]", "evaluate.max_tokens=40", "serve.max_tokens=40")
+    sizes = (*generate, "warmup.epochs=0.3", *grpo, *evaluate)
+    finished(submit("quickstart", "--config", "configs/quickstart.yaml", f"run_dir={output}", *sizes))
+    assert (output / "serve" / "response.json").exists()

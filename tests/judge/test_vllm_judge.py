@@ -9,7 +9,6 @@ import asyncio
 import io
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from sif_ray.judge.outcome import Abstained, Failed, Scored
 from sif_ray.method.prompts import judge_system, judge_user
 from sif_ray.observe import jsonl
 from sif_ray.policy.model import resolve_model
+from sif_ray.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -38,9 +38,7 @@ ANSWERS = ["red ball", "blue ball", "the red ball", "a green cone", "box", "3", 
 @pytest.fixture(scope="module")
 def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The server's address; its log is shown when it does not start."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log = tmp_path_factory.mktemp("vllm") / "log"
     options = {
         "--model": resolve_model("toy"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from sif_ray.bench.serve import write_babbling_policy
 from sif_ray.config import ConfigError
+from sif_ray.ports import free_port
 from sif_ray.serve.app import build_app
 from sif_ray.toyworld.render import png, render
 from sif_ray.toyworld.scenes import make_scene
@@ -110,16 +110,10 @@ def until_running(dashboard: str) -> None:
     pytest.fail(f"not running after {READY_WITHIN_S:g} s: {json.dumps(found)[:2000]}")
 
 
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_another_checkpoint_is_rolled_out_without_a_failed_request(tmp_path, free_port):
+def test_another_checkpoint_is_rolled_out_without_a_failed_request(tmp_path):
+    port = free_port()
     url = "data:image/png;base64," + base64.b64encode(png(render(make_scene(3)).rgb)).decode()
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "How many balls?"}]
     asked = {"model": "sif", "messages": [{"role": "user", "content": content}], "max_tokens": 8}
@@ -127,7 +121,7 @@ def test_another_checkpoint_is_rolled_out_without_a_failed_request(tmp_path, fre
     ended = threading.Event()
 
     def ask() -> str:
-        reply = httpx.post(f"http://127.0.0.1:{free_port}/v1/chat/completions", json=asked, timeout=120)
+        reply = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=asked, timeout=120)
         replies.append((reply.status_code, reply.text if reply.is_error else _written(reply.json())))
         return replies[-1][1]
 
@@ -136,7 +130,7 @@ def test_another_checkpoint_is_rolled_out_without_a_failed_request(tmp_path, fre
             ask()
 
     with cluster() as dashboard:
-        deploy(dashboard, tmp_path / "first.yaml", free_port, policy="toy")
+        deploy(dashboard, tmp_path / "first.yaml", port, policy="toy")
         until_running(dashboard)
         first = ask()
         askers = [threading.Thread(target=keep_asking) for _ in range(3)]
@@ -144,7 +138,7 @@ def test_another_checkpoint_is_rolled_out_without_a_failed_request(tmp_path, fre
             asker.start()
         try:
             second_policy = write_babbling_policy(tmp_path / "policy")
-            deploy(dashboard, tmp_path / "second.yaml", free_port, policy=second_policy)
+            deploy(dashboard, tmp_path / "second.yaml", port, policy=second_policy)
             time.sleep(2)  # until the controller has begun
             until_running(dashboard)
         finally:
