@@ -30,7 +30,7 @@ quickstart: env ## Walk through every stage with tiny models; writes runs/quicks
 test: env ## Run the default tests (PYTEST_ARGS=... is passed on)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: env ## Check style, and types of method/, records.py and config.py
+lint: env ## Check style, and types of method/, records.py and config/
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 

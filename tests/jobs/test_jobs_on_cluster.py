@@ -92,7 +92,7 @@ def test_a_stopped_grpo_job_resumes_and_a_lost_node_costs_no_prompt(cluster, sub
         ("data", "export", "{data}", "--output", "{folder}/published"),
         ("eval", "list"),
         ("export", "{policy}", "--output", "{folder}/exported"),
-        ("plan", "--config", "configs/grpo.yaml", "--steps", "20", "--json", "{folder}/plan.json"),
+        ("plan", "--config", "configs/published/7b-split.yaml", "--gpu", "h100", "--steps", "9"),
         ("doctor", "grpo", "--config", "configs/grpo.yaml", "data={data}", "policy={policy}", "output={folder}/looked"),
         ("cluster", "check", "cluster/kuberay"),
     ],
