@@ -104,7 +104,8 @@ def test_tools_run_as_jobs(submit, folder, data, policy, arguments):
 
 def test_a_policy_is_evaluated_by_a_job(submit, folder, data, policy):
     output = folder / "evaluation"
-    keys = (f"data={data}", f"checkpoints={{first: {policy}}}", f"output={output}", "draws=1", "max_tokens=30")
+    policies = [f"checkpoints.{name}={policy}" for name in ("warmup", "grpo")]
+    keys = (f"data={data}", *policies, f"output={output}", "draws=1", "max_tokens=30")
     finished(submit("evaluate", "--config", "configs/evaluate.yaml", *keys))
     assert (output / "results.json").exists()
 
