@@ -39,7 +39,6 @@ from sif_ray.observe.run_folder import RunFolder, kept_to_itself
 from sif_ray.observe.timeline import Timeline
 from sif_ray.observe.trackers import IDS_FILE, check_trackers, open_trackers
 from sif_ray.observe.trail import Trail
-from sif_ray.policy.adapter import starting_adapter
 from sif_ray.policy.check import check_policy, check_training_room
 from sif_ray.records import Sample, ScoredGroup
 from sif_ray.resources.object_store import check_object_store
@@ -91,6 +90,8 @@ def run(config: GrpoConfig) -> None:
     policy = check_policy(config.policy, engine_on_cpu=not config.engine.num_gpus)
     on_nodes = policy if Path(config.policy).is_dir() else config.policy  # of a hub or a store each has its own copy
     if config.learner.lora.adapter:
+        from sif_ray.policy.adapter import starting_adapter  # imports peft
+
         starting_adapter(config.learner.lora, policy)
     check_training_room(config.output, policy, config.learner, config.checkpoints_kept)
     check_trackers(config.trackers)

@@ -7,7 +7,6 @@ from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 from sif_ray.method.profile import Profile, resolve
 
@@ -127,6 +126,8 @@ def _area(box: Box) -> float:
 
 
 def _pair_iou(P: list[Box], G: list[Box]) -> float:
+    from scipy.optimize import linear_sum_assignment  # half a second, for the few importers of boxes that match any
+
     if not P or not G:
         return float(not P and not G)
     iou_PG = np.array([[_iou(p, g) for g in G] for p in P])

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import cKDTree
 
 from sif_ray.method.boxes import BoxError, as_rectangle
 from sif_ray.method.profile import Profile, resolve
@@ -183,6 +182,8 @@ def _palette_index(image_HW3: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     index_HW: npt.NDArray[np.uint8] = _INDEX_OF_SLOT[keys_HW % _NUM_SLOTS]
     unknown_HW = _PALETTE_KEYS[index_HW] != keys_HW
     if unknown_HW.any():
+        from scipy.spatial import cKDTree  # takes long to import, and depth written by this module has no such colour
+
         keys_N, inverse_M = np.unique(keys_HW[unknown_HW], return_inverse=True)
         colours_N3 = np.stack([keys_N >> 16, keys_N >> 8 & 255, keys_N & 255], axis=1)
         index_HW[unknown_HW] = cKDTree(PALETTE_RGB.astype(np.float64)).query(colours_N3)[1][inverse_M]
