@@ -19,6 +19,7 @@ SUITES = {
     "datagen": "sif_ray.bench.datagen",
     "rollout": "sif_ray.bench.rollout",
     "serve": "sif_ray.bench.serve",
+    "startup": "sif_ray.bench.startup",
 }
 
 
