@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 SUITES = {
     "datagen": "sif_ray.bench.datagen",
+    "reward": "sif_ray.bench.reward",
     "serve": "sif_ray.bench.serve",
 }
 
