@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 SUITES = {
     "datagen": "sif_ray.bench.datagen",
+    "reward": "sif_ray.bench.reward",
     "rollout": "sif_ray.bench.rollout",
     "serve": "sif_ray.bench.serve",
     "startup": "sif_ray.bench.startup",
