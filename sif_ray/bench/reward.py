@@ -82,6 +82,20 @@ def measure(repetitions: int, load: Load = Load()) -> Findings:
     return Findings(traces.goals + ledger.goals, {"traces": traces.figures, "ledger": ledger.figures})
 
 
+def quick() -> Findings:
+    """A small load against loose bounds, of ratios alone."""
+    traces, ledger = (
+        measure_traces(1, Load(traces=2_000)),
+        measure_ledger(1, Load(open_tickets=(1_000, 20_000))),
+    )
+    terms, worker = (traces.figures["traces_per_s"][name]["median"] for name in ("terms", "worker"))
+    goals = [
+        Goal("rate of a reward worker, of the four terms alone", worker / terms, 0.4, at_least=True),
+        Goal(ledger.goals[1].name, ledger.goals[1].value, 0.4, at_least=True),
+    ]
+    return Findings(goals, {"traces": traces.figures, "ledger": ledger.figures})
+
+
 def measure_traces(repetitions: int, load: Load) -> Findings:
     """Traces per second of both ways."""
     groups = make_groups(load)

@@ -75,16 +75,19 @@ class Turn:
         return self.num_tokens / self.seconds
 
 
-def measure(repetitions: int, load: Load = Load(), share_of_llm: float = SHARE_OF_LLM) -> Findings:
-    """Throughput of the three ways, and reuse within groups."""
+def measure(
+    repetitions: int, load: Load = Load(), share_of_llm: float = SHARE_OF_LLM, own_executor: bool = True
+) -> Findings:
+    """Throughput of the three ways, two without `own_executor`, and reuse within groups."""
     with tempfile.TemporaryDirectory(prefix="sif_ray-bench-") as name:
         config = config_of(write_babbling_policy(Path(name) / "policy"), load)
         requests = requests_of(config, load.groups)
         ways = {
             "actors": partial(actor_turn, config, requests),
             "llm": partial(llm_turn, config, requests),
-            "llm_own_executor": partial(llm_turn, config, requests, own_executor=True),
         }
+        if own_executor:
+            ways["llm_own_executor"] = partial(llm_turn, config, requests, own_executor=True)
         found = interleaved({way: partial(_told, way, turn) for way, turn in ways.items()}, repetitions)
         reuse = _reuse(config, requests, [turn.receipt for turn in found["actors"] if turn.receipt])
     _check_equal(found)
@@ -99,7 +102,7 @@ def measure(repetitions: int, load: Load = Load(), share_of_llm: float = SHARE_O
         "load": asdict(load),
         "tokens": found["actors"][0].num_tokens,
         "tokens_per_s": {way: spread(values) for way, values in rates.items()},
-        "of_llm_with_its_own_executor": medians["actors"] / medians["llm_own_executor"],
+        "share_of": {way: medians["actors"] / rate for way, rate in medians.items() if way != "actors"},
         "times_per_group": reuse,
     }
     return Findings(goals, figures)
@@ -107,7 +110,7 @@ def measure(repetitions: int, load: Load = Load(), share_of_llm: float = SHARE_O
 
 def quick() -> Findings:
     """A small load against loose bounds."""
-    return measure(1, Load(groups=48, max_tokens=96), share_of_llm=0.75)
+    return measure(1, Load(groups=48, max_tokens=96), share_of_llm=0.75, own_executor=False)
 
 
 def config_of(policy: str, load: Load) -> GrpoConfig:

@@ -42,7 +42,9 @@ class Load:
     max_tokens: int = 64
 
 
-def measure(repetitions: int, load: Load = Load()) -> Findings:
+def measure(
+    repetitions: int, load: Load = Load(), least_overlap: float = OVERLAP, least_at_work: float = AT_WORK
+) -> Findings:
     """The timelines of so many starts."""
     with tempfile.TemporaryDirectory(prefix="sif_ray-bench-") as name:
         folder = Path(name)
@@ -53,9 +55,10 @@ def measure(repetitions: int, load: Load = Load()) -> Findings:
     shares = [share_at_work(spans) for spans in runs]
     goals = [
         Goal(
-            "share of an engine's or the learner's start, the shorter, beside the other", *_at_least(overlaps, OVERLAP)
+            "share of an engine's or the learner's start, the shorter, beside the other",
+            *_at_least(overlaps, least_overlap),
         ),
-        Goal("share of the time to the first step in which something is at work", *_at_least(shares, AT_WORK)),
+        Goal("share of the time to the first step in which something is at work", *_at_least(shares, least_at_work)),
     ]
     totals = [run["total"] for run in parts]
     middle = runs[totals.index(statistics.median_low(totals))]
@@ -65,6 +68,11 @@ def measure(repetitions: int, load: Load = Load()) -> Findings:
         "timeline": [_row(span) for span in middle],
     }
     return Findings(goals, figures)
+
+
+def quick() -> Findings:
+    """One start against loose bounds."""
+    return measure(1, least_overlap=0.6, least_at_work=0.8)
 
 
 def start(folder: Path, load: Load) -> list[Span]:
