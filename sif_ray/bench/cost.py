@@ -33,6 +33,7 @@ import numpy as np
 
 from sif_ray.bench import reward
 from sif_ray.bench.findings import Findings, Goal
+from sif_ray.bench.rollout import generate
 from sif_ray.bench.toy_dataset import toy_samples
 from sif_ray.config import EngineConfig, GrpoConfig, LearnerConfig, ObjectiveConfig, SamplingConfig
 from sif_ray.learner.actor import LearnerGroup
@@ -43,7 +44,6 @@ from sif_ray.policy.random_policy import write_random_policy
 from sif_ray.records import RolloutGroup, ScoredGroup
 from sif_ray.resources.shapes import PolicyShape
 from sif_ray.rollout.actor import RolloutActor
-from sif_ray.rollout.request import RolloutRequest
 from sif_ray.runtime import ray_session
 
 log = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ async def _round(config: GrpoConfig, engines: Sequence[Any], learner: LearnerGro
     started_s = time.perf_counter()
     shares = await asyncio.gather(
         *(
-            _generate(engine, to_write[number :: len(engines)], groups_per_engine(config))
+            generate(engine, to_write[number :: len(engines)], groups_per_engine(config))
             for number, engine in enumerate(engines)
         )
     )
@@ -205,17 +205,6 @@ async def _round(config: GrpoConfig, engines: Sequence[Any], learner: LearnerGro
     return Point(
         parameters, written_s - started_s, tokens, trained_s - training_s, trained, synced_s - trained_s, prompts
     )
-
-
-async def _generate(engine: Any, requests: Sequence[RolloutRequest], at_once: int) -> list[RolloutGroup]:
-    waiting, groups = iter(requests), []
-
-    async def work() -> None:
-        for request in waiting:
-            groups.append(await engine.generate(request))
-
-    await asyncio.gather(*(work() for _ in range(at_once)))
-    return groups
 
 
 def _scored(group: RolloutGroup, seed: int) -> ScoredGroup:

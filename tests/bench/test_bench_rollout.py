@@ -15,7 +15,8 @@ WAYS = ("actors", "llm", "llm_own_executor")
 def test_all_ways_write_the_same_tokens_and_a_group_shares_its_prompt(ray_local):
     findings = measure(1, SMALL)  # raises where the tokens differ
     figures = findings.figures
-    assert 0 < figures["tokens"] <= SMALL.groups * SMALL.group_size * SMALL.max_tokens
+    [tokens] = figures["tokens"]
+    assert 0 < tokens <= SMALL.groups * SMALL.group_size * SMALL.max_tokens
     medians = {way: rates["median"] for way, rates in figures["tokens_per_s"].items()}
     assert set(medians) == set(WAYS) and min(medians.values()) > 0
     share, blocks, images = findings.goals
