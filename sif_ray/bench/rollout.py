@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 
 SHARE_OF_LLM = 0.95
 ONCE = 1.0
+SAME_PRIORITY = {"RAY_worker_niceness": "0"}  # as the other way's: on a machine that is not idle it would decide
 WARM_UP = 4  # groups before the clock starts, of other samples
 
 
@@ -175,7 +176,7 @@ def by_actors(config: GrpoConfig, first: Sequence[RolloutRequest]) -> Iterator[W
         receipt = await actor.update_weights(make_update(next(versions), [weights], put=ray.put))
         return Turn(seconds, sum(map(len, tokens)), _digest(tokens), receipt)
 
-    with ray_session(config.ray), asyncio.Runner() as runner:
+    with environment(SAME_PRIORITY), ray_session(config.ray), asyncio.Runner() as runner:
         factory = ActorFactory(make, start="start", shutdown="shutdown")
         actor = runner.run(factory.start("engine 0"))
         try:
