@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 SUITES = {
     "datagen": "sif_ray.bench.datagen",
+    "learner": "sif_ray.bench.learner",
     "reward": "sif_ray.bench.reward",
     "serve": "sif_ray.bench.serve",
 }
