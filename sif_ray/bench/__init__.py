@@ -20,6 +20,7 @@ SUITES = {
     "learner": "sif_ray.bench.learner",
     "reward": "sif_ray.bench.reward",
     "serve": "sif_ray.bench.serve",
+    "sync": "sif_ray.bench.sync",
 }
 
 
