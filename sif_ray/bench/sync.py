@@ -1,9 +1,9 @@
 """The suite `sync`: a weight update from the learner to the receipt of an engine, by size of the policy.
 
 A learner rank and a vLLM engine, each in its actor as in the loop, hold the same policy of random weights, of the
-structure of Qwen2.5-VL. One update is `publish` on the learner, the Ray object store, `update_weights` on the engine, the receipt.
-It stands beside a plain copy of as many bytes into fresh memory in this process, in turns. Every receipt must name the
-bytes and the checksum that were published, and as many bytes as the checkpoint has weights.
+structure of Qwen2.5-VL. One update is `publish` on the learner, the Ray object store, `update_weights` on the engine,
+the receipt. It stands beside a plain copy of as many bytes into fresh memory in this process, in turns. Every receipt
+must name the bytes and the checksum that were published, and as many bytes as the checkpoint has weights.
 
 The pause is the part of an update in which nothing is generated. Its share of a step is that of the toy policy under
 the quickstart's settings: its longest pause over a step measured in the same run, which is the longer of generating and
