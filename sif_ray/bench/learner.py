@@ -120,7 +120,6 @@ def measure_throughput(folder: Path, repetitions: int, load: Load) -> Findings:
     num_tokens = sum(scored.group.num_tokens for scored in groups)
     ways = {name: partial(_rate, name, step, load.steps, num_tokens) for name, step in steps.items()}
     rates = interleaved(ways, repetitions)
-    engine.close()
     medians = {name: statistics.median(values) for name, values in rates.items()}
     fastest = max(medians["packed"], medians["padded"])
     goals = [
