@@ -21,11 +21,13 @@ SUITES = {
     "cost": "sif_ray.bench.cost",
     "datagen": "sif_ray.bench.datagen",
     "gpu": "sif_ray.bench.gpu",
+    "learner": "sif_ray.bench.learner",
     "quick": "sif_ray.bench.quick",
     "reward": "sif_ray.bench.reward",
     "rollout": "sif_ray.bench.rollout",
     "serve": "sif_ray.bench.serve",
     "startup": "sif_ray.bench.startup",
+    "sync": "sif_ray.bench.sync",
 }
 
 

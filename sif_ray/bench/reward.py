@@ -30,12 +30,11 @@ from sif_ray.bench.findings import Findings, Goal, interleaved, spread
 from sif_ray.config import RewardConfig
 from sif_ray.depth.encoding import depth_png
 from sif_ray.judge.exact import ExactMatchJudge
-from sif_ray.judge.scoring import read_depth_image
+from sif_ray.judge.scoring import read_depth
 from sif_ray.loop.ledger import Lease, Ledger
 from sif_ray.loop.rewarder import GroupScores, Rewarder
 from sif_ray.method import rewards
-from sif_ray.method.boxes import Box, as_box
-from sif_ray.method.depth_code import check_depth
+from sif_ray.method.boxes import FULL_IMAGE, Box, as_box
 from sif_ray.method.expansion import forward_frames
 from sif_ray.method.trace import AreaBox, Step, Trace, find_answer
 from sif_ray.records import Sample
@@ -49,7 +48,7 @@ FLATNESS = 0.7  # of the rate with the fewest open tickets, kept with the most
 PROFILE = "corrected"
 PREVIOUS = 0.25  # answer score of every sample one epoch ago
 MAX_STALENESS = 4
-WORDS = "the left a cup stands behind of bottle nearer than its depth is smaller table lies between both and so".split()
+WORDS = ("the", "left", "cup", "stands", "behind", "of", "bottle", "nearer", "depth", "is", "smaller", "table", "and")
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def measure_ledger(repetitions: int, load: Load) -> Findings:
 
 def _timed_terms(groups: Sequence[Group]) -> tuple[npt.NDArray[np.float32], float]:
     """Rewards of all texts, and seconds; depth is decoded before the clock starts."""
-    depths = [check_depth(read_depth_image(group.sample.depth_image, PROFILE)) for group in groups]
+    depths = [read_depth(group.sample.depth_image, PROFILE) for group in groups]
     judge = ExactMatchJudge()
     found = []
     seconds = 0.0
@@ -152,7 +151,7 @@ def _timed_terms(groups: Sequence[Group]) -> tuple[npt.NDArray[np.float32], floa
                 rewards.format_reward(text, PROFILE)
                 + rewards.answer_reward(score, PREVIOUS)
                 + rewards.box_reward(text, sample.boxes, PROFILE)
-                + rewards.depth_reward(text, depth_HW, PROFILE)
+                + rewards.checked_depth_reward(text, depth_HW, PROFILE)
             )
         seconds += time.process_time() - started_s
     return np.array(found, np.float32), seconds
@@ -246,9 +245,7 @@ def make_groups(load: Load) -> list[Group]:
 def _text(rng: random.Random, sample: Sample) -> str:
     frames = forward_frames(sample.boxes, sample.width, sample.height, np.random.default_rng(rng.getrandbits(32)))
     frames += [frames[-1]] * (_long_tail(rng, 1, 8) - 1)  # further looks at the same place
-    steps = [
-        Step(tuple(AreaBox(_moved(rng, box), rng.random()) for box in frame), _sentence(rng)) for frame in frames
-    ]
+    steps = [Step(tuple(AreaBox(_moved(rng, box), rng.random()) for box in frame), _sentence(rng)) for frame in frames]
     text = Trace(tuple(steps), rng.choice([sample.answer, "none", f"There are {sample.answer}."])).render()
     spoilt = rng.random()
     if spoilt < 0.1:
@@ -272,7 +269,9 @@ def _box(rng: random.Random) -> Box:
 
 
 def _moved(rng: random.Random, box: Sequence[float]) -> Box:
-    """The box with every side moved a little, never turned inside out."""
+    """The box with every side moved a little, never turned inside out; the whole image stays."""
+    if box == FULL_IMAGE:
+        return FULL_IMAGE
     x1, y1, x2, y2 = (round(min(max(side + rng.gauss(0, 0.01), 0.0), 1.0), 3) for side in box)
     return as_box((x1, y1, x2, y2)) if x1 < x2 and y1 < y2 else as_box(box)
 

@@ -68,8 +68,8 @@ class LearnerActor:
         """The weights, from rank 0, in the object store or held to be sent; other ranks take part in the gathers."""
         if self._rank == 0:
             if self._outbox is None:
-                return make_update(version, self._engine.weight_buckets(), put=ray.put)
-            update = make_update(version, self._engine.weight_buckets())
+                return make_update(version, self._engine.weight_buckets(own=False), put=ray.put)
+            update = make_update(version, self._engine.weight_buckets(own=False))
             return self._outbox.hold(update, SentByActor(ray.get_runtime_context().current_actor, version))
         for _ in self._engine.weight_buckets():
             pass

@@ -156,8 +156,9 @@ def check_depth(depth_rel: npt.ArrayLike, name: str = "depth_rel") -> npt.NDArra
     return depth_HW
 
 
-def checked_box_mean(depth_HW: npt.NDArray[np.float64], box: Sequence[float]) -> float:
-    """:func:`box_mean` for many boxes of one map, checked once by :func:`check_depth`.
+def checked_box_mean(depth_HW: npt.NDArray[np.float64 | np.uint8], box: Sequence[float]) -> float:
+    """:func:`box_mean` for many boxes of one map, checked once by :func:`check_depth` or given in steps of 1/255, as
+    uint8: these take an eighth of the memory, and their sums are exact.
 
     Raises:
         BoxError: as :func:`box_mean`.
@@ -169,6 +170,9 @@ def checked_box_mean(depth_HW: npt.NDArray[np.float64], box: Sequence[float]) ->
     pixels = depth_HW[top:bottom, left:right]
     if pixels.size == 0:
         raise BoxError(f"box {(x1, y1, x2, y2)} holds no pixel of the {width} x {height} depth map")
+    if pixels.dtype == np.uint8:
+        wide = np.uint32 if pixels.size < 1 << 24 else np.uint64  # half the time where no sum can overflow
+        return int(pixels.sum(dtype=wide)) / (255 * pixels.size)
     return float(pixels.mean())
 
 
