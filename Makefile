@@ -17,10 +17,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -qq -c constraints.txt $(PIP_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart test lint clean
+.PHONY: help env quickstart test bench-quick lint clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 env: $(STAMP) ## Create .venv and install sif_ray into it (TORCH_INDEX=..., EXTRAS=gpu,serve,dev)
 
@@ -29,6 +29,9 @@ quickstart: env ## Walk through every stage with tiny models; writes runs/quicks
 
 test: env ## Run the default tests (PYTEST_ARGS=... is passed on)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench-quick: env ## Guard the speed of the parts against regressions, in two minutes on two cores
+	$(BIN)/python jobs/bench.py quick --json runs/bench/quick.json
 
 lint: env ## Check style, and types of method/, records.py and config/
 	$(BIN)/ruff check .

@@ -198,3 +198,20 @@ def test_module_needs_no_heavy_package(module: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "unneeded"),
+    [
+        ("sif_ray.cli", {"scipy"}),
+        ("sif_ray.loop.reward_actor", {"torch", "scipy"}),
+        ("sif_ray.serve.gateway", {"torch", "scipy"}),
+        ("sif_ray.loop.grpo", {"transformers", "ray"}),
+        ("sif_ray.rollout.actor", {"transformers", "vllm"}),  # the process of the loop imports it, to place the actor
+        ("sif_ray.learner.actor", {"transformers", "deepspeed", "peft"}),  # as well
+    ],
+)
+def test_process_imports_only_what_it_uses(module: str, unneeded: set[str]) -> None:
+    program = f"import sys, {module}\nprint(sorted({unneeded} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -38,14 +38,18 @@ class Findings:
 
     goals: list[Goal]
     figures: dict[str, Any]
+    svg: str = ""  # a figure of them; "" = none
 
     def write(self, path: Path, suite: str, seconds: float) -> None:
-        """Write {"suite", "ok", "goals": [{"name", "value", "goal", "ok"}], "figures", "environment", "seconds"}."""
+        """Write {"suite", "ok", "goals": [{"name", "value", "goal", "ok"}], "figures", "environment", "seconds"}, and
+        the SVG beside it."""
         goals = [{"name": goal.name, "value": goal.value, "goal": goal.goal, "ok": goal.ok} for goal in self.goals]
         ok = all(goal.ok for goal in self.goals)
         path.parent.mkdir(parents=True, exist_ok=True)
         found = {"suite": suite, "ok": ok, "goals": goals, "figures": self.figures, "environment": environment()}
         write_json(path, {**found, "seconds": round(seconds, 1)})
+        if self.svg:
+            path.with_suffix(".svg").write_text(self.svg, encoding="utf-8")
 
 
 def interleaved(works: Mapping[str, Callable[[], T]], repetitions: int) -> dict[str, list[T]]:

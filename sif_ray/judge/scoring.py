@@ -26,22 +26,22 @@ def score_terms(
     *,
     target_boxes: Sequence[Box],
     target_answer: str,
-    depth_rel: npt.NDArray[np.float64],
+    depth_rel: npt.NDArray[np.float64 | np.uint8],
     answer_score: float,
     previous: float | None,
     profile: str,
 ) -> dict[str, float]:
     """The unweighted `TERMS` and `ABLATION_TERMS` of `text`, and the diagnostics "iou_last" and "answer_score".
 
-    `depth_rel` is (height, width), 0 = near. `answer_score` is the judge's, in [0, 1]; `previous` that of the sample's
-    group one epoch ago, None = no bonus. "iou_last" is the hierarchical IoU of the last area with the target, 0 where
-    none can be read.
+    `depth_rel` is (height, width), 0 = near, as `read_depth` or `check_depth` returns it. `answer_score` is the
+    judge's, in [0, 1]; `previous` that of the sample's group one epoch ago, None = no bonus. "iou_last" is the
+    hierarchical IoU of the last area with the target, 0 where none can be read.
     """
     return {
         "format": rewards.format_reward(text, profile),
         "answer": rewards.answer_reward(answer_score, previous),
         "box": rewards.box_reward(text, target_boxes, profile),
-        "depth": rewards.depth_reward(text, depth_rel, profile),
+        "depth": rewards.checked_depth_reward(text, depth_rel, profile),
         "search": rewards.search_reward(text, target_boxes, profile),
         "binary": rewards.binary_reward(text, target_answer),
         "iou_last": rewards.box_iou_reward(text, target_boxes, profile),
@@ -60,3 +60,15 @@ def read_depth_image(encoded: bytes, profile: str) -> npt.NDArray[np.float64]:
     """depth_rel, (height, width), of an encoded pseudo-colour depth image (see `method.depth_code.decode`)."""
     with Image.open(io.BytesIO(encoded)) as image:
         return depth_code.decode(np.asarray(image.convert("RGB")), profile)
+
+
+def read_depth(encoded: bytes, profile: str) -> npt.NDArray[np.float64 | np.uint8]:
+    """`read_depth_image` as `score_terms` takes it, without decoding colours where the image is indexed by depth, as
+    those of `depth.encoding` are: in steps of 1/255, 0 = near."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        if image.mode == "P" and image.getpalette("RGB") == _NEAR_TO_FAR:
+            return np.asarray(image)
+    return read_depth_image(encoded, profile)
+
+
+_NEAR_TO_FAR = depth_code.PALETTE_RGB[::-1].ravel().tolist()  # none is gray, so any image of them is coloured

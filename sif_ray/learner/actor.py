@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
 from sif_ray.config import GrpoConfig
 from sif_ray.learner import process_group
-from sif_ray.learner.engine import LearnerEngine
 from sif_ray.learner.microbatches import spread
 from sif_ray.records import FloatArray, RolloutGroup, ScoredGroup
 from sif_ray.rollout.weights import WeightUpdate, make_update
 from sif_ray.rollout.wire import Outbox, SentByActor
+
+if TYPE_CHECKING:
+    from sif_ray.learner.engine import LearnerEngine
 
 DEATH_NOTICE_S = 10.0  # after a rank's error, for Ray to say that it is the death of another: peers may see it first
 
@@ -41,6 +43,8 @@ class LearnerActor:
 
     def start(self, config: GrpoConfig, total_steps: int, host: str, port: int) -> None:
         """Meet the other ranks and load the policy."""
+        from sif_ray.learner.engine import LearnerEngine  # takes seconds to import: not in the process of the loop
+
         if self._store is None:
             self._store = process_group.reach_store(host, port)
         process_group.join(self._rank, self._world_size, self._store)
@@ -64,8 +68,8 @@ class LearnerActor:
         """The weights, from rank 0, in the object store or held to be sent; other ranks take part in the gathers."""
         if self._rank == 0:
             if self._outbox is None:
-                return make_update(version, self._engine.weight_buckets(), put=ray.put)
-            update = make_update(version, self._engine.weight_buckets())
+                return make_update(version, self._engine.weight_buckets(own=False), put=ray.put)
+            update = make_update(version, self._engine.weight_buckets(own=False))
             return self._outbox.hold(update, SentByActor(ray.get_runtime_context().current_actor, version))
         for _ in self._engine.weight_buckets():
             pass

@@ -394,9 +394,12 @@ class LearnerEngine:
                 found[-1] += [chunk.float().cpu().numpy() for chunk in logprobs_M.split(lengths)]
         return found
 
-    def weight_buckets(self, bucket_bytes: int = BUCKET_BYTES) -> Iterator[list[tuple[str, Tensor]]]:
+    def weight_buckets(
+        self, bucket_bytes: int = BUCKET_BYTES, *, own: bool = True
+    ) -> Iterator[list[tuple[str, Tensor]]]:
         """Every weight once as (Hugging Face name, CPU tensor of its own), in buckets of about `bucket_bytes`: frozen
-        ones too, and with LoRA the merged ones.
+        ones too, and with LoRA the merged ones. Without `own` a tensor holds its values only until the next bucket is
+        asked for, and on a CPU no copy is made of it.
 
         Under ZeRO-3 a bucket is gathered at a time, never the whole model, and every rank must iterate to the end;
         ranks other than 0 get empty buckets. The policy itself is not changed.
@@ -407,11 +410,7 @@ class LearnerEngine:
                 enabled=self._config.zero_stage == 3,
             )
             with gather:
-                # A clone outlives the gather; on a GPU the copy to the host is one already.
-                copied = (
-                    [(weight.name, weight.value().to("cpu", copy=True)) for weight in bucket] if self._is_first else []
-                )
-            yield copied
+                yield [(weight.name, weight.value().to("cpu", copy=own)) for weight in bucket] if self._is_first else []
 
     def save_policy(self, output: str) -> None:
         """Write the weights (merged, with LoRA) as a Hugging Face checkpoint folder; every rank must call."""

@@ -43,7 +43,7 @@ from sif_ray.loop.evaluation import Evaluations
 from sif_ray.loop.ledger import Batch, Lease, Ledger
 from sif_ray.loop.parity import probe_parity
 from sif_ray.loop.pool import Factory, Member, Pool, WorkerDiedError
-from sif_ray.loop.requests import Ask, training_request
+from sif_ray.loop.requests import Ask, groups_per_engine, training_request
 from sif_ray.loop.rewarder import GroupScores, ScoringFailed
 from sif_ray.loop.step_metrics import batch_metrics, has_spread, judge_totals, receipt_metrics
 from sif_ray.loop.watchdog import Watchdog
@@ -52,8 +52,8 @@ from sif_ray.observe.idle import IdleClock
 from sif_ray.observe.progress import Progress
 from sif_ray.observe.stacks import task_stacks
 from sif_ray.records import FloatArray, RolloutGroup, Sample, ScoredGroup
-from sif_ray.rollout.engine import RolloutRequest
 from sif_ray.rollout.errors import RolloutRequestError
+from sif_ray.rollout.request import RolloutRequest
 from sif_ray.rollout.weights import Receipt, WeightUpdate
 
 log = logging.getLogger(__name__)
@@ -211,8 +211,7 @@ class GrpoLoop:
         self._logged: dict[str, float] = {}  # metrics of the last step
         self._published = ledger.version  # what engines should hold
         self._update: WeightUpdate | None = None  # with its weights; None for version 0 and while the next is published
-        # One group more than an engine runs at once waits inside it, so that a finished one is replaced without delay.
-        self._groups_per_engine = -(-config.engine.max_num_seqs // config.group_size) + 1
+        self._groups_per_engine = groups_per_engine(config)
         self._scored = dict(groups or {})  # by ticket id, scored and not taken yet
         self._groups_replaced = 0  # since the last step, for want of reward spread
         self._rollouts: set[asyncio.Task[None]] = set()

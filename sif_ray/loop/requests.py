@@ -9,7 +9,7 @@ import numpy as np
 
 from sif_ray.config import GrpoConfig
 from sif_ray.records import RolloutGroup, Sample
-from sif_ray.rollout.engine import RolloutRequest
+from sif_ray.rollout.request import RolloutRequest
 
 Ask = Callable[[RolloutRequest], Awaitable[RolloutGroup]]
 """Asks one engine."""
@@ -20,6 +20,12 @@ PROBE_TOKENS = 64  # per rollout: enough for a mean, and the learner waits for t
 
 class VersionError(RuntimeError):
     """An engine that should have kept its version has answered with another one."""
+
+
+def groups_per_engine(config: GrpoConfig) -> int:
+    """Groups that are asked of an engine at a time. One more than it runs at once waits inside it, so that a finished
+    one is replaced without delay."""
+    return -(-config.engine.max_num_seqs // config.group_size) + 1
 
 
 def training_request(config: GrpoConfig, sample: Sample, ticket_id: str, attempt: int = 0) -> RolloutRequest:

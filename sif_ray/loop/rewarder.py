@@ -10,7 +10,7 @@ import numpy as np
 
 from sif_ray.config import RewardConfig
 from sif_ray.judge.outcome import Abstained, Failed, Judge, Outcome, Scored
-from sif_ray.judge.scoring import read_depth_image, score_terms, weighted_total
+from sif_ray.judge.scoring import read_depth, score_terms, weighted_total
 from sif_ray.method.trace import find_answer
 from sif_ray.records import FloatArray, Sample
 
@@ -51,7 +51,7 @@ class Rewarder:
             if not isinstance(outcome, Scored):
                 return ScoringFailed(_reason(outcome), retry=isinstance(outcome, Failed))
             scores_G.append(outcome.score)
-        depth_rel = read_depth_image(sample.depth_image, self._profile)
+        depth_rel = read_depth(sample.depth_image, self._profile)
         terms = [
             score_terms(
                 text,

@@ -14,8 +14,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from sif_ray import config as configuration
 from sif_ray.checkpoints import FINISHED, CheckpointError, finished_before, remove_leftovers
@@ -39,7 +42,6 @@ from sif_ray.observe.run_folder import RunFolder, kept_to_itself
 from sif_ray.observe.timeline import Timeline
 from sif_ray.observe.trackers import IDS_FILE, check_trackers, open_trackers
 from sif_ray.observe.trail import Trail
-from sif_ray.policy.adapter import starting_adapter
 from sif_ray.policy.check import check_policy, check_training_room
 from sif_ray.records import Sample, ScoredGroup
 from sif_ray.resources.object_store import check_object_store
@@ -52,8 +54,13 @@ log = logging.getLogger(__name__)
 MAX_LEARNER_DEATHS = 3  # of a run; after one more it fails
 STOP_TIMEOUT_S = 120.0  # for the step under way and its checkpoint after SIGTERM or Ctrl-C
 TRAIL = "trained.jsonl"
+STARTUP = "startup.jsonl"  # timeline of what was started; this process is the lane "driver"
+DRIVER_STARTS = ("process", "checks", "Ray", "room")  # imports, refusals, the cluster, places on it
 # What grows while the run does, and is continued after a resume.
-GROWING = ("metrics.jsonl", "timeline.jsonl", TRAIL, "completions.jsonl", "completions", "tensorboard", IDS_FILE)
+GROWING = (
+    *("metrics.jsonl", "timeline.jsonl", STARTUP, TRAIL),
+    *("completions.jsonl", "completions", "tensorboard", IDS_FILE),
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,7 @@ class Parts:
     samples: Mapping[str, Sample]  # by sample id
     eval_samples: Sequence[Sample]
     folder: RunFolder
+    startup: Timeline
     checkpoints: Checkpoints
     engines: Factory
     scorers: Factory
@@ -72,13 +80,14 @@ class Parts:
 
 def run(config: GrpoConfig) -> None:
     """Improve `config.policy` by GRPO-SIF. Writes to `config.output`: `checkpoint/` (the policy, Hugging Face layout),
-    `metrics.jsonl`, `timeline.jsonl`, `trained.jsonl` (`sif_ray.observe.trail`), `checkpoints/`
+    `metrics.jsonl`, `timeline.jsonl`, `startup.jsonl`, `trained.jsonl` (`sif_ray.observe.trail`), `checkpoints/`
     (`sif_ray.loop.checkpoint`) and, last, `finished.json` with the counts of the ledger.
 
     A run that was interrupted in the same folder is continued from its newest checkpoint, one that finished is left as
     it is; `config.resume` = False starts over. Raises `ConfigError` for a request that cannot work, also when the
     folder holds a run with other settings, before anything is started, and the first error of any part of the loop.
     """
+    moments_s = [psutil.Process().create_time(), time.time()]
     validate(config)
     plan = make_plan(config)
     samples = _read(config, config.split)
@@ -91,6 +100,8 @@ def run(config: GrpoConfig) -> None:
     policy = check_policy(config.policy, engine_on_cpu=not config.engine.num_gpus)
     on_nodes = policy if Path(config.policy).is_dir() else config.policy  # of a hub or a store each has its own copy
     if config.learner.lora.adapter:
+        from sif_ray.policy.adapter import starting_adapter  # imports peft
+
         starting_adapter(config.learner.lora, policy)
     check_training_room(config.output, policy, config.learner, config.checkpoints_kept)
     check_trackers(config.trackers)
@@ -103,23 +114,28 @@ def run(config: GrpoConfig) -> None:
         checkpoints.check_newest()
     check_judge(config.judge)
     can_grow = not config.ray.local
-    with (
-        kept_to_itself(output),
-        ray_session(config.ray),
-        reserved(plan.layout, timeout_s=config.placement.timeout_s, can_grow=can_grow) as room,
-    ):
-        remove_leftovers(output, checkpoints.folder, config.resume, GROWING)
-        parts = Parts(
-            config,
-            samples,
-            eval_samples,
-            RunFolder(output, config),
-            checkpoints,
-            engines=_engine_factory(config, on_nodes, room),
-            scorers=_scorer_factory(config, output, room),
-            make_learner=lambda: LearnerGroup(replace(config, policy=on_nodes), room.options),
-        )
-        asyncio.run(train(parts))
+    moments_s.append(time.time())
+    with kept_to_itself(output), ray_session(config.ray):
+        moments_s.append(time.time())
+        with reserved(plan.layout, timeout_s=config.placement.timeout_s, can_grow=can_grow) as room:
+            moments_s.append(time.time())
+            remove_leftovers(output, checkpoints.folder, config.resume, GROWING)
+            folder = RunFolder(output, config)
+            with contextlib.closing(Timeline(output / STARTUP)) as startup:
+                for what, (start_s, end_s) in zip(DRIVER_STARTS, pairwise(moments_s), strict=True):
+                    startup.span("driver", "start", start_s, end_s, what=what)
+                parts = Parts(
+                    config,
+                    samples,
+                    eval_samples,
+                    folder,
+                    startup,
+                    checkpoints,
+                    engines=_engine_factory(config, on_nodes, room, startup),
+                    scorers=_scorer_factory(config, output, room, startup),
+                    make_learner=lambda: LearnerGroup(replace(config, policy=on_nodes), room.options),
+                )
+                asyncio.run(train(parts))
     log.info("the policy is in %s", output / "checkpoint")
 
 
@@ -187,11 +203,13 @@ async def _train_from_checkpoint(parts: Parts, learner: LearnerGroup, metrics: M
     learner_is_up = asyncio.Event()
 
     async def start_learner() -> None:
+        started_s = time.time()
         await learner.start(ledger.num_steps * config.objective.updates_per_batch)
         if version is not None:
             loaded = await learner.load_checkpoint(checkpoints.learner_folder(version))
             if loaded != {"version": version}:
                 raise CheckpointError(f"{checkpoints.learner_folder(version)} holds {loaded}, not version {version}")
+        parts.startup.span("learner 0", "start", started_s, time.time())
         learner_is_up.set()
 
     with (
@@ -240,7 +258,7 @@ async def _run_or_stop(loop: GrpoLoop, learner_ready: Awaitable[None], learner_i
         await asyncio.gather(running, return_exceptions=True)
 
 
-def _engine_factory(config: GrpoConfig, policy: str, room: Reservation) -> ActorFactory:
+def _engine_factory(config: GrpoConfig, policy: str, room: Reservation, startup: Timeline) -> ActorFactory:
     def make(name: str) -> Any:
         return RolloutActor.options(**room.options(name)).remote(
             policy,
@@ -251,14 +269,14 @@ def _engine_factory(config: GrpoConfig, policy: str, room: Reservation) -> Actor
             engine_id=name,
         )
 
-    return ActorFactory(make, start="start", shutdown="shutdown")
+    return ActorFactory(make, start="start", shutdown="shutdown", timeline=startup)
 
 
-def _scorer_factory(config: GrpoConfig, folder: Path, room: Reservation) -> ActorFactory:
+def _scorer_factory(config: GrpoConfig, folder: Path, room: Reservation, startup: Timeline) -> ActorFactory:
     def make(name: str) -> Any:
         return RewardActor.options(**room.options(name)).remote(config, str(folder), name.replace(" ", "-"))
 
-    return ActorFactory(make)
+    return ActorFactory(make, timeline=startup)
 
 
 # --- checks before anything is started -------------------------------------------------------------------------------

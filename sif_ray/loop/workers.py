@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 
 from sif_ray.loop.pool import WorkerDiedError
+from sif_ray.observe.timeline import Timeline
 
 log = logging.getLogger(__name__)
 
@@ -49,16 +51,28 @@ class ActorFactory:
     Example: `ActorFactory(lambda name: RolloutActor.remote(...), start="start", shutdown="shutdown")`.
     """
 
-    def __init__(self, make: Callable[[str], Any], *, start: str = "__ray_ready__", shutdown: str = "") -> None:
+    def __init__(
+        self,
+        make: Callable[[str], Any],
+        *,
+        start: str = "__ray_ready__",
+        shutdown: str = "",
+        timeline: Timeline | None = None,
+    ) -> None:
+        """`timeline` is told how long each start took."""
         self._make = make
         self._start = start
         self._shutdown = shutdown
+        self._timeline = timeline
 
     async def start(self, name: str) -> Remote:
         """A started actor; waits as long as the cluster has no room for it. Kills it when it fails or is cancelled."""
+        started_s = time.time()
         remote = Remote(self._make(name))
         try:
             await getattr(remote, self._start)()
+            if self._timeline is not None:
+                self._timeline.span(name, "start", started_s, time.time())
         except BaseException:
             ray.kill(remote.actor)
             raise

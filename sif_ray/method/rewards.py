@@ -8,11 +8,12 @@ that is not a string earns 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from sif_ray.method.boxes import FULL_IMAGE, BoxError, as_boxes, hierarchical_iou, is_number
+from sif_ray.method.boxes import FULL_IMAGE, Box, BoxError, as_boxes, hierarchical_iou, is_number
 from sif_ray.method.depth_code import check_depth, checked_box_mean
 from sif_ray.method.profile import Profile, resolve
 from sif_ray.method.trace import AreaBox, TraceError, find_answer, find_areas, parse
@@ -110,8 +111,15 @@ def depth_reward(text: object, depth_map: npt.ArrayLike, profile: str | Profile 
     Raises:
         DepthError: (a ValueError) if ``depth_map`` is anything else, NaN included.
     """
+    return checked_depth_reward(text, check_depth(depth_map, "depth_map"), profile)
+
+
+def checked_depth_reward(
+    text: object, depth_HW: npt.NDArray[np.float64 | np.uint8], profile: str | Profile = "corrected"
+) -> float:
+    """:func:`depth_reward` for many texts about one map, as :func:`sif_ray.method.depth_code.checked_box_mean` takes
+    it."""
     rules = resolve(profile)
-    depth_HW = check_depth(depth_map, "depth_map")
     stated = [box for area in find_areas(text) for box in area if box.depth is not None]
     if not rules.depth_reward_counts_full_image:
         stated = [box for box in stated if box.bbox_2d != FULL_IMAGE]
@@ -155,11 +163,16 @@ def align_reward(persuasiveness: float, similarity: float) -> float:
     return float(persuasiveness * similarity)
 
 
-def _area_iou(area: list[AreaBox], target: Sequence[Sequence[float]]) -> float:
-    return hierarchical_iou([box.bbox_2d for box in area], target)
+def _area_iou(area: Sequence[AreaBox], target: Sequence[Box]) -> float:
+    return _iou_of(tuple(box.bbox_2d for box in area), tuple(target))
 
 
-def _depth_agrees(box: AreaBox, depth_HW: npt.NDArray[np.float64]) -> bool:
+@lru_cache(maxsize=64)  # the terms of one text ask for the same areas
+def _iou_of(boxes: tuple[Box, ...], target: tuple[Box, ...]) -> float:
+    return hierarchical_iou(boxes, target)
+
+
+def _depth_agrees(box: AreaBox, depth_HW: npt.NDArray[np.float64 | np.uint8]) -> bool:
     try:
         mean = checked_box_mean(depth_HW, box.bbox_2d)
     except BoxError:

@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import lru_cache
 from typing import NoReturn
 
 from sif_ray.method.boxes import Box, is_number
@@ -66,6 +67,8 @@ class Reason(StrEnum):
         return EXPLANATIONS[self]
 
 
+_PLACES = {reason: place for place, reason in enumerate(Reason)}
+
 EXPLANATIONS: dict[Reason, str] = {
     Reason.NOT_TEXT: "the value is not a string",
     Reason.NO_THINK: "there is no <think>...</think>",
@@ -96,7 +99,7 @@ class TraceError(ValueError):
     """A text that is not a trace. ``reasons`` holds every :class:`Reason` found, in the order of the enum."""
 
     def __init__(self, reasons: Iterable[Reason]) -> None:
-        self.reasons: tuple[Reason, ...] = tuple(sorted(set(reasons), key=list(Reason).index))
+        self.reasons: tuple[Reason, ...] = tuple(sorted(set(reasons), key=_PLACES.__getitem__))
         super().__init__("not a SIF trace: " + "; ".join(f"{r.explanation} ({r})" for r in self.reasons))
 
     def __reduce__(self) -> tuple[type[TraceError], tuple[tuple[Reason, ...]]]:
@@ -204,7 +207,7 @@ def parse(text: object, profile: str | Profile = "corrected") -> Trace:
         reasons.add(Reason.TEXT_EMPTY)
     if reasons or answer is None:
         raise TraceError(reasons)
-    steps = (Step(tuple(boxes), words) for (boxes, _), words in zip(areas, texts, strict=True))
+    steps = (Step(boxes, words) for (boxes, _), words in zip(areas, texts, strict=True))
     return Trace(tuple(steps), answer.strip())
 
 
@@ -236,7 +239,7 @@ def find_areas(text: object, *, strict: bool = False) -> list[list[AreaBox]]:
         boxes, reasons = _read_area(content, CORRECTED)
         if strict and reasons & _UNREADABLE:
             raise TraceError(reasons & _UNREADABLE)
-        areas.append(boxes)
+        areas.append(list(boxes))
     return areas
 
 
@@ -317,21 +320,29 @@ def _refuse_constant(literal: str) -> NoReturn:
     raise ValueError(f"{literal} is not JSON")
 
 
+_PLAIN_NUMBER = r"[01]\.[0-9]{1,3}"
+_PLAIN_ITEM = rf'\{{"bbox_2d": ?\[{_PLAIN_NUMBER}(?:, ?{_PLAIN_NUMBER}){{3}}\], ?"depth": ?{_PLAIN_NUMBER}\}}'
+_PLAIN_AREA = re.compile(rf"\[{_PLAIN_ITEM}(?:, ?{_PLAIN_ITEM})*\]")
+_PLAIN_NUMBERS = re.compile(_PLAIN_NUMBER)
+
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_Pairs, parse_float=_number, parse_int=_number, parse_constant=_refuse_constant
 )
 
 
-def _read_area(content: str, rules: Profile) -> tuple[list[AreaBox], set[Reason]]:
+@lru_cache(maxsize=64)  # every reward term of a text reads its areas
+def _read_area(content: str, rules: Profile) -> tuple[tuple[AreaBox, ...], frozenset[Reason]]:
     """The readable boxes of one area and everything wrong with it."""
+    if _PLAIN_AREA.fullmatch(content):  # as nearly all are: needs no JSON decoder
+        return _read_plain_area(content)
     try:
         value = _DECODER.decode(content.strip())
     except (ValueError, RecursionError):  # RecursionError: lists nested thousands deep
-        return [], {Reason.AREA_NOT_JSON}
+        return (), frozenset({Reason.AREA_NOT_JSON})
     if not isinstance(value, list):
-        return [], {Reason.AREA_NOT_LIST}
+        return (), frozenset({Reason.AREA_NOT_LIST})
     if len(value) > MAX_AREA_BOXES:
-        return [], {Reason.AREA_TOO_LONG}
+        return (), frozenset({Reason.AREA_TOO_LONG})
     boxes: list[AreaBox] = []
     reasons: set[Reason] = set()
     if not value and not rules.empty_area_allowed:
@@ -351,15 +362,35 @@ def _read_area(content: str, rules: Profile) -> tuple[list[AreaBox], set[Reason]
             boxes.append(AreaBox((x1, y1, x2, y2), depth))
         else:
             reasons.add(Reason.BBOX_NOT_FOUR_NUMBERS)
-    return boxes, reasons
+    return tuple(boxes), frozenset(reasons)
+
+
+def _read_plain_area(content: str) -> tuple[tuple[AreaBox, ...], frozenset[Reason]]:
+    numbers = map(float, _PLAIN_NUMBERS.findall(content))
+    boxes = tuple(
+        AreaBox((x1, y1, x2, y2), depth)
+        for x1, y1, x2, y2, depth in zip(numbers, numbers, numbers, numbers, numbers, strict=True)
+    )
+    if len(boxes) > MAX_AREA_BOXES:
+        return (), frozenset({Reason.AREA_TOO_LONG})
+    reasons = {reason for box in boxes for reason in _range_reasons(box.bbox_2d)}
+    if any(box.depth is None or box.depth > 1 for box in boxes):
+        reasons.add(Reason.DEPTH_OUT_OF_RANGE)
+    return boxes, frozenset(reasons)
+
+
+def _range_reasons(box: Box) -> set[Reason]:
+    x1, y1, x2, y2 = box
+    reasons = set()
+    if not (0 <= x1 <= 1 and 0 <= y1 <= 1 and 0 <= x2 <= 1 and 0 <= y2 <= 1):
+        reasons.add(Reason.BBOX_OUT_OF_RANGE)
+    if x2 <= x1 or y2 <= y1:
+        reasons.add(Reason.BBOX_INVERTED)
+    return reasons
 
 
 def _bbox_reasons(box: Box) -> set[Reason]:
-    reasons = set()
-    if not all(0 <= number <= 1 for number in box):
-        reasons.add(Reason.BBOX_OUT_OF_RANGE)
-    if box[2] <= box[0] or box[3] <= box[1]:
-        reasons.add(Reason.BBOX_INVERTED)
+    reasons = _range_reasons(box)
     if any(round(number, DECIMALS) != number for number in box):
         reasons.add(Reason.TOO_MANY_DECIMALS)
     return reasons

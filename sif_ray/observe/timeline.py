@@ -9,7 +9,7 @@ from typing import Any
 
 from sif_ray.observe import jsonl
 
-KINDS = ("generate", "train", "score", "sync", "wait")
+KINDS = ("generate", "train", "score", "sync", "wait", "start")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Span:
     """
 
     lane: str  # "engine 0", "learner 0", "reward 0", "sync"
-    kind: str  # one of KINDS
+    kind: str  # one of KINDS; "start" stands in a file of its own, so that shares are of the work
     start_s: float  # unix seconds
     end_s: float
     labels: dict[str, Any] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from sif_ray.resources.shapes import PolicyShape
 
 GIB = 2**30
 PROCESS_BYTES = 1 * GIB  # CUDA context, communication buffers and kernels' workspace of one process
-HEAD_CHUNKS = 8  # with gradient checkpointing logits are computed in parts (sif_ray.policy.branches)
+HEAD_CHUNKS = 8  # logits are computed in parts (sif_ray.policy.branches)
 ENGINE_BATCH_TOKENS = 8192  # of one step of a vLLM engine, by its default on large GPUs
 
 # DeepSpeed's own defaults, in elements (its documentation, "ZeRO Optimizations for FP16 Training").
@@ -199,12 +199,11 @@ def _kept(block: int, blocks: int, inputs: int, config: LearnerConfig) -> int:
 
 
 def logit_bytes(shape: PolicyShape, config: LearnerConfig) -> int:
-    """12 V per predicted token: log-probs, their exponentials and the products of both, in float32.
-
-    As if all T tokens were predicted; with gradient checkpointing in `HEAD_CHUNKS` parts.
+    """Per predicted token of one of `HEAD_CHUNKS` parts the logits, and in float32 the scaled logits and their
+    exponentials: 12 V bytes in float32, 10 V in bfloat16. As if all T tokens were predicted.
     """
-    parts = HEAD_CHUNKS if config.gradient_checkpointing else 1
-    return 12 * shape.vocabulary * -(-config.micro_batch_tokens // parts)
+    per_logit = bytes_per_weight(config) + 8
+    return per_logit * shape.vocabulary * -(-config.micro_batch_tokens // HEAD_CHUNKS)
 
 
 # --- engine ----------------------------------------------------------------------------------------------------------

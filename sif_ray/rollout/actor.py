@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from sif_ray.observe.stacks import task_stacks, thread_stacks
 from sif_ray.records import RolloutGroup
-from sif_ray.rollout.engine import RolloutEngine, RolloutRequest
+from sif_ray.rollout.request import RolloutRequest
 from sif_ray.rollout.weights import Receipt, WeightUpdate
+
+if TYPE_CHECKING:
+    from sif_ray.rollout.engine import RolloutEngine
 
 MAX_CALLS = 4096  # prompts under way in one engine; vLLM queues what does not fit into its batch
 
@@ -24,7 +27,9 @@ class RolloutActor:
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._engine = RolloutEngine(*args, **kwargs)
+        from sif_ray.rollout.engine import RolloutEngine  # takes seconds to import: not in the process of the loop
+
+        self._engine: RolloutEngine = RolloutEngine(*args, **kwargs)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,11 +19,12 @@ from PIL import Image
 
 from sif_ray.config import EngineConfig, PromptConfig, SamplingConfig
 from sif_ray.policy.model import resolve_model
-from sif_ray.policy.processor import EncodedPrompt, Message, PolicyInputError, PolicyProcessor, decode_image
+from sif_ray.policy.processor import EncodedPrompt, PolicyInputError, PolicyProcessor, decode_image
 from sif_ray.records import RecordError, Rollout, RolloutGroup
 from sif_ray.rollout import wire
 from sif_ray.rollout.environment import engine_environment, environment
 from sif_ray.rollout.errors import EngineDiedError, RolloutRequestError, WeightSyncError
+from sif_ray.rollout.request import RolloutRequest
 from sif_ray.rollout.staging import staged_size, staging_file, write_staged
 from sif_ray.rollout.weights import ByteArray, Receipt, WeightUpdate, specs_to_rows
 
@@ -34,25 +34,6 @@ if TYPE_CHECKING:
     from vllm.config.model import ModelDType
 
     from sif_ray.rollout.vllm_client import Completion, Delta, EngineRequest, VllmClient
-
-
-@dataclass(frozen=True)
-class RolloutRequest:
-    """One prompt to be answered `num_rollouts` times.
-
-    Example: `RolloutRequest("epoch0-toy-7", "toy-7", "Which is closer, ...?", (rgb_png, depth_png), 8,
-    SamplingConfig(temperature=1.0, max_tokens=96))`.
-    """
-
-    ticket_id: str
-    sample_id: str
-    question: str
-    images: tuple[bytes, ...]  # encoded: (rgb,) or (rgb, depth), as the engine's PromptConfig says
-    num_rollouts: int
-    sampling: SamplingConfig
-    seed: int | None = None  # None = the engine's own stream; equal seeds repeat a group only in an equal batch
-    messages: tuple[Message, ...] = ()  # a chat in place of the engine's prompt for the question
-    adapter: str = ""  # one of the engine's adapters; "" = the policy itself
 
 
 class RolloutEngine:
@@ -143,7 +124,7 @@ class RolloutEngine:
             )
         encoded = await self._encode(processor, request)
         prompt_ids, completions = await client.generate(
-            self._engine_request(processor, request, encoded), request.num_rollouts
+            engine_request(request, encoded, processor, next(self._requests)), request.num_rollouts
         )
         with _refusing(request):
             processor.check_image_tokens(prompt_ids, encoded.image_grid_thw)
@@ -169,7 +150,7 @@ class RolloutEngine:
         """
         client, processor = self._started()
         encoded = await self._encode(processor, request)
-        async with aclosing(client.stream(self._engine_request(processor, request, encoded))) as deltas:
+        async with aclosing(client.stream(engine_request(request, encoded, processor, next(self._requests)))) as deltas:
             async for delta in deltas:
                 yield delta
 
@@ -195,7 +176,7 @@ class RolloutEngine:
             await (_verify_staged(client, update) if update.send is None else _verify_sent(client, update))
             paused = time.monotonic()
             async with client.paused():
-                version, num_tensors, num_bytes, checksum = await client.load_verified(update.version)
+                version, num_tensors, num_bytes, checksum, encoded_images = await client.load_verified(update.version)
                 self._version = version
             resumed = time.monotonic()
             prompts = client.take_prompt_tokens()
@@ -209,6 +190,7 @@ class RolloutEngine:
                 pause_s=resumed - paused,
                 prompt_tokens=prompts.total,
                 computed_prompt_tokens=prompts.computed,
+                encoded_images=encoded_images,
             )
 
     async def shutdown(self) -> None:
@@ -232,28 +214,30 @@ class RolloutEngine:
             )
         return encoded
 
-    def _engine_request(
-        self, processor: PolicyProcessor, request: RolloutRequest, encoded: EncodedPrompt
-    ) -> EngineRequest:
-        from sif_ray.rollout.vllm_client import EngineRequest
-
-        return EngineRequest(
-            request_id=f"{request.ticket_id}-{next(self._requests)}",
-            token_ids=encoded.engine_token_ids,
-            images=[(_content_id(image), decode_image(image)) for image in request.images],
-            sampling=request.sampling,
-            stop_token_id=processor.eos_token_id,
-            forbidden_token_id=processor.image_token_id,
-            seed=None if request.seed is None else _spread(request.seed),
-            adapter=request.adapter,
-        )
-
     def _started(self) -> tuple[VllmClient, PolicyProcessor]:
         if self._processor is None:
             raise RuntimeError(f"{self.engine_id} has not been started; await start() first")
         if self._client is None:
             raise EngineDiedError(f"{self.engine_id} has been shut down")
         return self._client, self._processor
+
+
+def engine_request(
+    request: RolloutRequest, encoded: EncodedPrompt, processor: PolicyProcessor, number: int
+) -> EngineRequest:
+    """What vLLM is asked for a request; `number` tells apart those of one ticket."""
+    from sif_ray.rollout.vllm_client import EngineRequest
+
+    return EngineRequest(
+        request_id=f"{request.ticket_id}-{number}",
+        token_ids=encoded.engine_token_ids,
+        images=[(_content_id(image), decode_image(image)) for image in request.images],
+        sampling=request.sampling,
+        stop_token_id=processor.eos_token_id,
+        forbidden_token_id=processor.image_token_id,
+        seed=None if request.seed is None else _spread(request.seed),
+        adapter=request.adapter,
+    )
 
 
 @contextmanager

@@ -73,6 +73,7 @@ class VerifiedTransfer(WeightTransferEngine[VerifiedInit, VerifiedUpdate]):
     def init_transfer_engine(self, init_info: VerifiedInit) -> None:
         self._expected = policy_shapes(self.model_config.model)
         self._verified: _Verified | None = None
+        self._images = _count_images(self.model)
         if self.device.type == "cpu":
             _pack_no_input_embedding(self.model)
 
@@ -118,15 +119,37 @@ class VerifiedTransfer(WeightTransferEngine[VerifiedInit, VerifiedUpdate]):
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
 
-    def receipt(self) -> tuple[int, int, int, int]:
-        """(version, tensors, bytes, checksum) of the update just loaded; its bytes are let go."""
+    def receipt(self) -> tuple[int, int, int, int, int]:
+        """(version, tensors, bytes, checksum) of the update just loaded, whose bytes are let go, and the images that
+        were encoded since the one before."""
         verified, self._verified = self._verified, None
         if verified is None:
             raise WeightSyncError("no weight update was loaded")
-        return verified.version, len(verified.tensors), verified.num_bytes, verified.checksum
+        images, self._images.total = self._images.total, 0
+        return verified.version, len(verified.tensors), verified.num_bytes, verified.checksum, images
 
     def shutdown(self) -> None:
         self._verified = None
+
+
+@dataclass
+class _Images:
+    """Images that the vision tower has encoded."""
+
+    total: int = 0
+
+
+def _count_images(model: Any) -> _Images:
+    """Count what the model encodes from now on."""
+    images, encode = _Images(), model.embed_multimodal
+
+    def counted(**inputs: Any) -> Any:
+        encoded = encode(**inputs)
+        images.total += len(encoded)  # one embedding per image
+        return encoded
+
+    model.embed_multimodal = counted
+    return images
 
 
 def _pack_no_input_embedding(model: torch.nn.Module) -> None:
@@ -155,7 +178,7 @@ class WorkerExtension:
             return str(error)
         return ""
 
-    def weight_receipt(self) -> tuple[int, int, int, int]:
+    def weight_receipt(self) -> tuple[int, int, int, int, int]:
         """See `VerifiedTransfer.receipt`."""
         return self.weight_transfer_engine.receipt()
 

@@ -94,6 +94,16 @@ class EngineRequest:
             **more,
         )
 
+    def group_params(self, num_completions: int) -> SamplingParams:
+        """For so many completions, each with the log-probs of its tokens, and no text."""
+        return self.sampling_params(
+            n=num_completions,
+            logprobs=0,  # the sampled token's only
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
 
 @dataclass(frozen=True)
 class Delta:
@@ -146,6 +156,45 @@ def on_cpu() -> bool:
     return bool(current_platform.is_cpu())
 
 
+def engine_arguments(
+    model: str, config: EngineConfig, *, dtype: ModelDType, image_size_limits: dict[str, Any], seed: int
+) -> dict[str, Any]:
+    """vLLM's arguments for an engine of ours."""
+    arguments: dict[str, Any] = {}
+    if on_cpu():
+        arguments = {
+            "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
+            "block_size": CPU_BLOCK_TOKENS,
+            "scheduler_cls": SCHEDULER,
+            # Whole prompts only: after a part of one, a seeded request on a CPU ends the engine (the sampler steps
+            # its generator back, which CPU generators cannot).
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(CPU_BATCH_TOKENS, config.max_model_len),
+        }
+    if image_size_limits:
+        arguments["mm_processor_kwargs"] = image_size_limits
+    return arguments | {
+        "model": model,
+        "dtype": dtype,
+        "seed": seed,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "distributed_executor_backend": executor(config, on_cpu=on_cpu()),
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "enforce_eager": config.enforce_eager,
+        "enable_prefix_caching": True,
+        "limit_mm_per_prompt": {"image": 2, "video": 0},
+        "mm_processor_cache_gb": 0,  # a prompt comes once per epoch, and the cache's two halves can part over a pause
+        "skip_mm_profiling": on_cpu(),  # nothing to size there: the KV cache has a given size
+        "generation_config": "vllm",  # the checkpoint's own sampling defaults stay out
+        "logprobs_mode": "processed_logprobs",
+        "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
+        "worker_extension_cls": WORKER_EXTENSION,
+        "disable_log_stats": True,  # vLLM's own loggers; ours counts
+    }
+
+
 class VllmClient:
     """One `AsyncLLM`. Create it in the event loop that will use it, in an environment made for it."""
 
@@ -160,42 +209,13 @@ class VllmClient:
         adapters: Mapping[str, str] | None = None,
     ) -> None:
         """`adapters`: name of each LoRA adapter to its folder, in peft's layout."""
+        folders = dict(adapters or {})
         self._adapters = {
-            name: LoRARequest(name, number, folder) for number, (name, folder) in enumerate((adapters or {}).items(), 1)
+            name: LoRARequest(name, number, folder) for number, (name, folder) in enumerate(folders.items(), 1)
         }
-        arguments: dict[str, Any] = _lora_arguments(list((adapters or {}).values()))
-        if on_cpu():
-            arguments |= {
-                "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
-                "block_size": CPU_BLOCK_TOKENS,
-                "scheduler_cls": SCHEDULER,
-                # Whole prompts only: after a part of one, a seeded request on a CPU ends the engine (the sampler steps
-                # its generator back, which CPU generators cannot).
-                "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(CPU_BATCH_TOKENS, config.max_model_len),
-            }
-        if image_size_limits:
-            arguments["mm_processor_kwargs"] = image_size_limits
         engine_args = AsyncEngineArgs(
-            model=model,
-            dtype=dtype,
-            seed=seed,
-            max_model_len=config.max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            tensor_parallel_size=config.tensor_parallel_size,
-            distributed_executor_backend=executor(config, on_cpu=on_cpu()),
-            gpu_memory_utilization=config.gpu_memory_utilization,
-            enforce_eager=config.enforce_eager,
-            enable_prefix_caching=True,
-            limit_mm_per_prompt={"image": 2, "video": 0},
-            mm_processor_cache_gb=0,  # a prompt comes once per epoch, and the cache's two halves can part over a pause
-            skip_mm_profiling=on_cpu(),  # nothing to size there: the KV cache has a given size
-            generation_config="vllm",  # the checkpoint's own sampling defaults stay out
-            logprobs_mode="processed_logprobs",
-            weight_transfer_config=WeightTransferConfig(backend=BACKEND),
-            worker_extension_cls=WORKER_EXTENSION,
-            disable_log_stats=True,  # vLLM's own loggers; ours counts
-            **arguments,
+            **engine_arguments(model, config, dtype=dtype, image_size_limits=image_size_limits, seed=seed),
+            **_lora_arguments(list(folders.values())),
         )
         self.num_workers = config.tensor_parallel_size
         self.address = get_ip()  # of this machine, as others reach it; VLLM_HOST_IP wins
@@ -214,14 +234,7 @@ class VllmClient:
     async def generate(self, request: EngineRequest, num_completions: int) -> tuple[list[int], list[Completion]]:
         """`num_completions` samples of one prompt and the prompt's token ids with image placeholders expanded."""
         with _engine_errors():
-            params = request.sampling_params(
-                n=num_completions,
-                logprobs=0,  # the sampled token's only
-                flat_logprobs=True,
-                detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            async for output in self._outputs(request, params):
+            async for output in self._outputs(request, request.group_params(num_completions)):
                 if output.finished:
                     return list(output.prompt_token_ids or ()), [_completion(item) for item in output.outputs]
         raise EngineDiedError(f"request {request.request_id} ended without an output")
@@ -264,7 +277,7 @@ class VllmClient:
             self.shutdown()
             raise
 
-    async def load_verified(self, version: int) -> tuple[int, int, int, int]:
+    async def load_verified(self, version: int) -> tuple[int, int, int, int, int]:
         """Load the verified update while paused and label what follows; see `VerifiedTransfer.receipt`.
 
         Every tensor-parallel worker must give the same receipt.

@@ -90,6 +90,7 @@ class Receipt:
     pause_s: float  # part of `seconds` in which nothing was generated
     prompt_tokens: int = 0  # of the requests since the update before, each of a group's G counted
     computed_prompt_tokens: int = 0  # the part of them that no cache held
+    encoded_images: int = 0  # since the update before
 
 
 def make_update(

@@ -18,6 +18,7 @@ from sif_ray.loop import stage
 from sif_ray.loop.checkpoint import Checkpoints
 from sif_ray.loop.rewarder import GroupScores, ScoringFailed
 from sif_ray.observe.run_folder import RunFolder
+from sif_ray.observe.timeline import Timeline
 from sif_ray.toyworld.render import png
 
 PROMPTS, EPOCHS = 50, 3
@@ -91,6 +92,7 @@ def parts_of(
         samples,
         [],
         RunFolder(output),
+        Timeline(output / stage.STARTUP),
         checkpoints,
         engines=FakeFactory([], lambda: FakeEngine(rng, slow_s), rng, slow_s),
         scorers=FakeFactory([], lambda: make_scorer(rng, slow_s), rng, slow_s),

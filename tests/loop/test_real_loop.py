@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 from safetensors.torch import load_file
-from toy_dataset import write_dataset
 
+from sif_ray.bench.toy_dataset import write_dataset
 from sif_ray.config import ConfigError, EngineConfig, GrpoConfig, JudgeConfig, LearnerConfig, SamplingConfig
 from sif_ray.loop import stage
 from sif_ray.observe.completions import read_completions

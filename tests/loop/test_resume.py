@@ -25,8 +25,8 @@ import psutil
 import pytest
 from loop_fakes import FakeEngine, FakeFactory, FakeScorer
 from loop_life import EPOCHS, MAX_STALENESS, PROMPTS, DiskLearner, live, parts_of
-from toy_dataset import write_dataset
 
+from sif_ray.bench.toy_dataset import write_dataset
 from sif_ray.learner.actor import LearnerDied
 from sif_ray.loop import stage
 from sif_ray.observe.metrics import read_metrics

@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from sif_ray.config import RewardConfig
+from sif_ray.depth.encoding import depth_png, gray_png
 from sif_ray.judge.exact import ExactMatchJudge
 from sif_ray.judge.outcome import Failed
+from sif_ray.judge.scoring import read_depth, read_depth_image
 from sif_ray.loop.rewarder import GroupScores, Rewarder, ScoringFailed
 from sif_ray.method import depth_code, rewards
 from sif_ray.records import Sample
@@ -61,6 +63,22 @@ def test_terms_are_those_of_the_method(profile, previous):
     for name, values in expected.items():
         np.testing.assert_allclose(terms_G[name], values, rtol=1e-6, err_msg=name)
     assert terms_G["answer"][0] == (1.75 if previous else 1.0)
+
+
+@pytest.mark.parametrize("profile", ["corrected", "published"])
+def test_an_indexed_depth_image_earns_what_its_colours_do(profile):
+    near_to_far = depth_png(DEPTH_REL)
+    with Image.open(io.BytesIO(near_to_far)) as image:
+        other_palette = image.convert("RGB").quantize(64)
+    buffer = io.BytesIO()
+    other_palette.save(buffer, format="PNG")
+    for encoded in (near_to_far, buffer.getvalue(), gray_png(DEPTH_REL)):
+        levels, depth_rel = read_depth(encoded, profile), read_depth_image(encoded, profile)
+        assert (levels.dtype == np.uint8) == (encoded is near_to_far)
+        np.testing.assert_allclose(levels / 255 if encoded is near_to_far else levels, depth_rel, atol=1e-12)
+        for text in TEXTS:
+            expected = rewards.depth_reward(text, depth_rel, profile)
+            assert rewards.checked_depth_reward(text, levels, profile) == expected
 
 
 def test_reward_is_the_weighted_sum():

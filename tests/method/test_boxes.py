@@ -13,6 +13,8 @@ from sif_ray.method.boxes import (
     FULL_IMAGE,
     Box,
     BoxError,
+    _few_areas,
+    _many_areas,
     hierarchical_iou,
     hull,
     image_to_padded_square,
@@ -96,6 +98,13 @@ def test_union_iou_equals_the_raster(P: list[Box], G: list[Box]) -> None:
     a, b = raster(P), raster(G)
     expected = (a & b).sum() / (a | b).sum() if (a | b).any() else 1.0
     assert union_iou(P, G) == pytest.approx(expected, abs=1e-12)
+
+
+@given(st.lists(grid_boxes(), min_size=1, max_size=5), st.lists(grid_boxes(), min_size=1, max_size=5))
+def test_few_boxes_are_measured_as_many_are(P: list[Box], G: list[Box]) -> None:
+    a, b = raster(P), raster(G)
+    for areas in (_few_areas, _many_areas):
+        assert areas(P, G) == pytest.approx(((a & b).sum() / GRID**2, (a | b).sum() / GRID**2), abs=1e-12)
 
 
 @given(grid_boxes(), grid_boxes())

@@ -224,6 +224,26 @@ def test_lenient_reading() -> None:
     assert find_areas(f"<area>[{BOX}]</area><area>[]</area>", strict=True)[1] == []
 
 
+NUMBERS = ["0.0", "0.25", "0.500", "1.000", "1.001", "1.999", "0.1234", "2.0", "1", "-0.5", "00.5", "1.5e-1"]
+numbers = st.sampled_from(NUMBERS)
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(*[numbers] * 5), max_size=3))
+def test_areas_are_read_alike_however_they_are_spelt(rows: list[tuple[str, ...]]) -> None:
+    items = ",".join(f'{{"bbox_2d":[{x1},{y1},{x2},{y2}],"depth":{depth}}}' for x1, y1, x2, y2, depth in rows)
+    plain, spaced = area(f"[{items}]"), area(f"[{items}]".replace('"depth":', '"depth" : '))
+    assert find_areas(plain) == find_areas(spaced)
+    for profile in ("published", "corrected"):
+        assert reasons(plain, profile) == reasons(spaced, profile)
+
+
+def test_too_many_plain_boxes_are_one_unreadable_area() -> None:
+    boxes = [BOX] * (MAX_AREA_BOXES + 1)
+    assert reasons(area(f"[{','.join(boxes)}]")) == (Reason.AREA_TOO_LONG,)
+    assert len(find_areas(area(f"[{','.join(boxes[1:])}]"))[0]) == MAX_AREA_BOXES
+
+
 def test_lenient_answer() -> None:
     assert find_answer("so <answer> 3 </answer> or <answer>4</answer>") == "3"
     assert find_answer("<answer>3") is None
