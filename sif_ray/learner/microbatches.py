@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -22,20 +23,34 @@ def split_branches(prefix_length: int, branch_lengths_K: Sequence[int], budget: 
     return pieces
 
 
+PASSES_PER_BUDGET = 32  # a further pass is worth it where it saves a budget of tokens / 32: one costs time of its own
+
+
 def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Indices of the sequences of each micro-batch, longest sequences first.
 
     A micro-batch is padded to its longest sequence, so it costs count * longest tokens, at most `budget` unless one
-    sequence alone exceeds it. Neighbours in length share a micro-batch: little padding.
+    sequence alone exceeds it. Neighbours in length share a micro-batch, cut where padded tokens and passes together
+    cost least.
     """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    costs, starts = [0.0], [0]  # of the best cut of the first n sequences, and where its last micro-batch starts
+    for end in range(1, len(order) + 1):
+        best, start = math.inf, end - 1
+        for first in range(end - 1, -1, -1):
+            positions = (end - first) * lengths[order[first]]
+            if positions > budget and first < end - 1:
+                break
+            if costs[first] + positions < best:
+                best, start = costs[first] + positions, first
+        costs.append(best + budget / PASSES_PER_BUDGET)
+        starts.append(start)
     batches: list[list[int]] = []
-    longest = 0
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if not batches or (len(batches[-1]) + 1) * longest > budget:
-            batches.append([])
-            longest = lengths[index]
-        batches[-1].append(index)
-    return batches
+    end = len(order)
+    while end:
+        batches.append(order[starts[end] : end])
+        end = starts[end]
+    return batches[::-1]
 
 
 def spread(costs: Sequence[int], num_ranks: int) -> list[list[int]]:
