@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 SUITES = {
     "datagen": "sif_ray.bench.datagen",
+    "grpo": "sif_ray.bench.grpo",
+    "overlap": "sif_ray.bench.overlap",
     "serve": "sif_ray.bench.serve",
 }
 

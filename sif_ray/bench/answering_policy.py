@@ -1,0 +1,89 @@
+"""A policy whose completions have known lengths and always an answer to judge, at the toy policy's full price.
+
+It is the toy policy with other numbers in its language model: the output projections of all layers are zero, so that
+the state of a token is its own embedding, and the last layer is a table of what follows what. Every layer computes as
+before. It writes `<answer>` with a made-up word of four signs, 67,600 of them in all, and then a filler: one filler
+never ends, or two end with a probability each, which gives a few completions that are many times longer than most.
+"""
+
+from __future__ import annotations
+
+import shutil
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from sif_ray.policy.model import resolve_model
+from sif_ray.policy.processor import PolicyProcessor
+
+NEVER = -50.0  # logit of what does not follow
+SHORT_TOKENS, LONG_TOKENS, LONG_SHARE = 24.0, 320.0, 0.12  # means of both fillers; share of the longer one
+_LAYERS_OUTPUT = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+
+
+def write_answering_policy(folder: Path, *, long_tailed: bool = False) -> str:
+    """A checkpoint folder. Without `long_tailed` a completion has as many tokens as it may have."""
+    source = resolve_model("toy")
+    shutil.copytree(source, folder)
+    processor = PolicyProcessor(source)
+    weights = load_file(folder / "model.safetensors")
+    classes, follows = _language(processor, long_tailed)
+    embedding = torch.zeros_like(weights["model.embed_tokens.weight"])
+    head = torch.full_like(weights["lm_head.weight"], NEVER)
+    for place, (name, tokens) in enumerate(classes.items()):
+        embedding[tokens, place] = 1.0
+        for after, share in follows[name].items():
+            head[classes[after], place] = torch.tensor(share / len(classes[after])).log()
+    size = embedding.shape[1]
+    changed = {
+        "model.embed_tokens.weight": embedding,
+        "model.norm.weight": torch.ones(size),
+        "lm_head.weight": head / size**0.5,  # the norm before it makes a single 1 this large
+    }
+    changed |= {name: torch.zeros_like(value) for name, value in weights.items() if _closes_a_layer(name)}
+    assert changed.keys() <= weights.keys()
+    save_file(weights | changed, folder / "model.safetensors")
+    return str(folder)
+
+
+def _closes_a_layer(name: str) -> bool:
+    return name.startswith("model.layers.") and name.endswith(_LAYERS_OUTPUT)
+
+
+def _language(
+    processor: PolicyProcessor, long_tailed: bool
+) -> tuple[dict[str, Sequence[int]], dict[str, Mapping[str, float]]]:
+    """Tokens of every class, and for each class the shares of those that follow it."""
+
+    def tokens(text: str) -> list[int]:
+        return processor.encode_completion(text)[:-1]
+
+    (newline,), (opened, answer), (closed,) = tokens("\n"), tokens("<answer>"), tokens("</answer>")
+    classes: dict[str, Sequence[int]] = {
+        "prompt": [newline],  # its last token
+        "opened": [opened],
+        "answer": [answer],
+        "capital": [token for sign in string.ascii_uppercase for token in tokens(sign)],
+        "small": [token for sign in string.ascii_lowercase for token in tokens(sign)],
+        "digit": [token for sign in string.digits for token in tokens(sign)],
+        "mark": [token for sign in "!#$%&*+:;=" for token in tokens(sign)],
+        "closed": [closed],
+        "filler": tokens("."),
+        "long filler": tokens(","),
+        "end": [processor.eos_token_id],
+    }
+    chain = ("prompt", "opened", "answer", "capital", "small", "digit", "mark", "closed")
+    follows: dict[str, Mapping[str, float]] = {
+        name: {after: 1.0} for name, after in zip(chain, chain[1:], strict=False)
+    }
+    if long_tailed:
+        follows["closed"] = {"filler": 1 - LONG_SHARE, "long filler": LONG_SHARE}
+        ends = {"filler": 1 / SHORT_TOKENS, "long filler": 1 / LONG_TOKENS}
+    else:
+        follows["closed"] = {"filler": 1.0}
+        ends = {"filler": 0.0, "long filler": 0.0}
+    follows |= {name: {name: 1 - end} | ({"end": end} if end else {}) for name, end in ends.items()}
+    return classes, follows | {"end": {"end": 1.0}}
