@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 import string
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -76,9 +77,7 @@ def _language(
         "end": [processor.eos_token_id],
     }
     chain = ("prompt", "opened", "answer", "capital", "small", "digit", "mark", "closed")
-    follows: dict[str, Mapping[str, float]] = {
-        name: {after: 1.0} for name, after in zip(chain, chain[1:], strict=False)
-    }
+    follows: dict[str, Mapping[str, float]] = {name: {after: 1.0} for name, after in pairwise(chain)}
     if long_tailed:
         follows["closed"] = {"filler": 1 - LONG_SHARE, "long filler": LONG_SHARE}
         ends = {"filler": 1 / SHORT_TOKENS, "long filler": 1 / LONG_TOKENS}

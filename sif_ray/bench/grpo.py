@@ -20,7 +20,7 @@ import os
 import statistics
 import subprocess
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,17 +30,9 @@ from sif_ray.bench.answering_policy import write_answering_policy
 from sif_ray.bench.chat_server import chat_server
 from sif_ray.bench.findings import Findings, Goal, interleaved, spread
 from sif_ray.bench.lone_stages import LoneStages, measure_lone_stages
-from sif_ray.bench.training_run import SPLIT, Middle, middle_figures, run, write_dataset
+from sif_ray.bench.training_run import Middle, TrainingLoad, make_config, middle_figures, run, write_dataset
 from sif_ray.bench.trl_steps import JUDGE_THREADS, TrlRequest
-from sif_ray.config import (
-    EngineConfig,
-    GrpoConfig,
-    JudgeConfig,
-    LearnerConfig,
-    ObjectiveConfig,
-    PromptConfig,
-    SamplingConfig,
-)
+from sif_ray.config import GrpoConfig, JudgeConfig
 from sif_ray.datagen.dataset import read_samples
 
 log = logging.getLogger(__name__)
@@ -48,29 +40,17 @@ log = logging.getLogger(__name__)
 TRL_PYTHON = "SIF_RAY_TRL_PYTHON"
 OVER_TRL, OVER_TRL_JUDGED = 3.0, 5.0
 SHARE_OF_BOUND = 0.8
-MAX_PARITY = 1e-3  # mean |delta log-prob| in float32
 TRL_TIMEOUT_S = 900.0
 
 
 @dataclass(frozen=True)
-class Load:
+class Load(TrainingLoad):
     """How much work."""
 
-    steps: int = 18
     trl_steps: int = 5
     lone_steps: int = 4
-    groups_per_step: int = 16
-    group_size: int = 8
-    max_tokens: int = 96
-    max_num_seqs: int = 128
-    max_staleness: int = 2
-    judge_latency_s: float = 0.3
-    trl_micro_batch: int = 32  # completions; larger and smaller ones are slower
+    trl_micro_batch: int = 32  # completions
     trl_threads: int = 2
-
-    @property
-    def completions_per_step(self) -> int:
-        return self.groups_per_step * self.group_size
 
 
 @dataclass(frozen=True)
@@ -106,25 +86,26 @@ def measure(repetitions: int, load: Load = Load()) -> Findings:
     return _findings(load, found)
 
 
-def make_config(folder: Path, policy: str, load: Load) -> GrpoConfig:
-    """A run of the load on the dataset in `folder`."""
-    return GrpoConfig(
-        data=str(folder / "data"),
-        split=SPLIT,
-        policy=policy,
-        output=str(folder / "run"),
-        max_steps=load.steps,
-        groups_per_step=load.groups_per_step,
-        group_size=load.group_size,
-        max_staleness=load.max_staleness,
-        checkpoint_every=max(1, load.steps // 3),
-        parity_every=max(1, load.steps // 3),
-        objective=ObjectiveConfig(kl_beta=0.0),  # as TRL's default
-        sampling=SamplingConfig(max_tokens=load.max_tokens),
-        engine=EngineConfig(max_model_len=512, max_num_seqs=load.max_num_seqs, kv_cache_gib=0.5),
-        # Small: the policy stays what it is. The decay moves all weights a little, so that updates and probes show it.
-        learner=LearnerConfig(learning_rate=1e-6, weight_decay=10.0, lr_schedule="constant"),
-        trackers=[],
+def trl_request(config: GrpoConfig, load: Load, output: str, judge_url: str) -> TrlRequest:
+    """The work of `config` for TRL."""
+    return TrlRequest(
+        data=config.data,
+        split=config.split,
+        policy=config.policy,
+        output=output,
+        max_steps=load.trl_steps,
+        groups_per_step=config.groups_per_step,
+        group_size=config.group_size,
+        max_tokens=config.sampling.max_tokens,
+        temperature=config.sampling.temperature,
+        learning_rate=config.learner.learning_rate,
+        weight_decay=config.learner.weight_decay,
+        micro_batch=load.trl_micro_batch,
+        threads=load.trl_threads,
+        profile=config.profile,
+        seed=config.seed,
+        judge_url=judge_url,
+        prompt=asdict(config.prompt),
     )
 
 
@@ -137,16 +118,11 @@ def _lone_turn(config: GrpoConfig, load: Load) -> LoneStages:
 
 def _our_turn(config: GrpoConfig, load: Load, judged: bool) -> _Ours:
     with chat_server(load.judge_latency_s) as server:
-        if judged:
-            config.judge = JudgeConfig(kind="llm", model="bench", base_url=server.base_url)
-        else:
-            config.judge = JudgeConfig()
-        middle, cpu_s = run(config)
+        judge = JudgeConfig(kind="llm", model="bench", base_url=server.base_url) if judged else JudgeConfig()
+        middle, cpu_s = run(replace(config, judge=judge))
     asked = float(len(server.replied_s))
     if judged and asked < 0.95 * load.steps * load.completions_per_step:  # equal answers of a group share a call
         raise RuntimeError(f"the judge was asked for {asked:.0f} of {load.steps * load.completions_per_step} answers")
-    if middle.parity_mean_abs > MAX_PARITY or middle.staleness_max > load.max_staleness:
-        raise RuntimeError(f"engine and learner differ, or tokens are too old: {middle}")
     if abs(middle.tokens_per_s / middle.completions_per_s - load.max_tokens) > 1e-6:
         raise RuntimeError(f"completions are not all of {load.max_tokens} tokens: {middle}")
     log.info("bench grpo: ours%s, %.1f completions/s", " with a judge" if judged else "", middle.completions_per_s)
@@ -154,27 +130,8 @@ def _our_turn(config: GrpoConfig, load: Load, judged: bool) -> _Ours:
 
 
 def _trl_turn(config: GrpoConfig, load: Load, judged: bool, python: str) -> _Trl:
-    prompt = config.prompt
     with tempfile.TemporaryDirectory(prefix="trl-") as name, chat_server(load.judge_latency_s) as server:
-        request = TrlRequest(
-            data=config.data,
-            split=config.split,
-            policy=config.policy,
-            output=f"{name}/out",
-            max_steps=load.trl_steps,
-            groups_per_step=load.groups_per_step,
-            group_size=load.group_size,
-            max_tokens=load.max_tokens,
-            temperature=config.sampling.temperature,
-            learning_rate=config.learner.learning_rate,
-            weight_decay=config.learner.weight_decay,
-            micro_batch=load.trl_micro_batch,
-            threads=load.trl_threads,
-            profile=config.profile,
-            seed=config.seed,
-            judge_url=server.base_url if judged else "",
-            prompt={"depth_image": prompt.depth_image, "with_depth_words": prompt.with_depth_words},
-        )
+        request = trl_request(config, load, f"{name}/out", server.base_url if judged else "")
         file = request.write(Path(name) / "request.json")
         done = subprocess.run(
             [python, "-m", "sif_ray.bench.trl_steps", str(file)],

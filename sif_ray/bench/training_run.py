@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from sif_ray.bench.cpu import CpuWatch
-from sif_ray.config import GrpoConfig
+from sif_ray.bench.findings import spread
+from sif_ray.config import EngineConfig, GrpoConfig, LearnerConfig, ObjectiveConfig, SamplingConfig
 from sif_ray.datagen.dataset import ACCEPTED, FORMAT, MANIFEST
 from sif_ray.datagen.drafts import Draft, drafts_to_table
 from sif_ray.loop import stage
@@ -26,6 +27,46 @@ from sif_ray.toyworld.render import png, render
 from sif_ray.toyworld.scenes import make_scene
 
 SPLIT = "grpo"
+MAX_PARITY = 1e-3  # mean |delta log-prob|, engine against learner, in float32
+
+
+@dataclass(frozen=True)
+class TrainingLoad:
+    """How much work of what form."""
+
+    steps: int = 18
+    groups_per_step: int = 16
+    group_size: int = 8
+    max_tokens: int = 96
+    max_num_seqs: int = 128
+    max_staleness: int = 2
+    judge_latency_s: float = 0.3
+
+    @property
+    def completions_per_step(self) -> int:
+        return self.groups_per_step * self.group_size
+
+
+def make_config(folder: Path, policy: str, load: TrainingLoad) -> GrpoConfig:
+    """A run of the load on the dataset `data` in `folder`."""
+    return GrpoConfig(
+        data=str(folder / "data"),
+        split=SPLIT,
+        policy=policy,
+        output=str(folder / "run"),
+        max_steps=load.steps,
+        groups_per_step=load.groups_per_step,
+        group_size=load.group_size,
+        max_staleness=load.max_staleness,
+        checkpoint_every=max(1, load.steps // 3),
+        parity_every=max(1, load.steps // 3),
+        objective=ObjectiveConfig(kl_beta=0.0),
+        sampling=SamplingConfig(max_tokens=load.max_tokens),
+        engine=EngineConfig(max_model_len=512, max_num_seqs=load.max_num_seqs, kv_cache_gib=0.5),
+        # Small: the policy stays what it is. The decay moves all weights a little, so that updates and probes show it.
+        learner=LearnerConfig(learning_rate=1e-6, weight_decay=10.0, lr_schedule="constant"),
+        trackers=[],
+    )
 
 
 @dataclass(frozen=True)
@@ -57,10 +98,11 @@ def write_dataset(folder: Path, count: int) -> Path:
     return folder
 
 
-def run(config: GrpoConfig) -> tuple[Middle, dict[str, float]]:
+def run(config: GrpoConfig, edge: int = 0) -> tuple[Middle, dict[str, float]]:
     """Run the stage `grpo` to its end; what its middle was like and the CPU seconds of the whole run by process.
 
-    The output folder is removed. Raises `RuntimeError` when a prompt was dropped or not every step was done.
+    `edge` steps at both ends do not count; 0 = `max_staleness` + 1. The output folder is removed. Raises
+    `RuntimeError` when a prompt was dropped, not every step was done, or a check of the loop found something.
     """
     output = Path(config.output)
     with CpuWatch() as watch:
@@ -68,16 +110,18 @@ def run(config: GrpoConfig) -> tuple[Middle, dict[str, float]]:
     finished = json.loads((output / "finished.json").read_text())
     if finished["version"] != config.max_steps or finished["dropped"]:
         raise RuntimeError(f"{finished['version']} of {config.max_steps} steps, dropped: {finished['dropped']}")
-    middle = read_middle(output, config)
+    middle = read_middle(output, config, edge or config.max_staleness + 1)
+    if middle.parity_mean_abs > MAX_PARITY or middle.staleness_max > config.max_staleness:
+        raise RuntimeError(f"engine and learner differ, or tokens are too old: {middle}")
     shutil.rmtree(output)
     return middle, watch.seconds
 
 
-def read_middle(output: Path, config: GrpoConfig) -> Middle:
-    """From the end of step `max_staleness` + 1 to the end of the step as many before the last: at both the engines are
-    ahead of the learner by as much, so that what is trained in between is as much as what is generated."""
+def read_middle(output: Path, config: GrpoConfig, edge: int) -> Middle:
+    """From the end of step `edge` to the end of the step as many before the last. With more than `max_staleness` the
+    engines are ahead of the learner by as much at both, so that what is trained in between is as much as what is
+    generated."""
     steps = read_metrics(output / "metrics.jsonl")
-    edge = config.max_staleness + 1
     first, within = steps[edge - 1], steps[edge : len(steps) - edge]
     begin_s, end_s = first["time_s"], within[-1]["time_s"]
     seconds = end_s - begin_s
@@ -110,8 +154,6 @@ def busy_seconds(spans: Sequence[Span], begin_s: float, end_s: float) -> dict[st
 
 def middle_figures(found: Sequence[Middle]) -> dict[str, Any]:
     """Every field over repetitions."""
-    from sif_ray.bench.findings import spread
-
     figures: dict[str, Any] = {}
     for name in vars(found[0]):
         values = [getattr(one, name) for one in found]
