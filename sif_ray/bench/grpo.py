@@ -190,7 +190,7 @@ def _findings(load: Load, found: dict[str, list[Any]]) -> Findings:
             "engine": spread([one.middle.computed_prompts_per_group for one in found["ours"]]),
             "learner": spread([one.prompts_per_group for one in stages]),
         },
-        "prompt_tokens": {
+        "trl_prompt_tokens": {
             name: spread([one.prompt_tokens for one in found[name]]) for name in found if name.startswith("trl")
         },
         "ours": middle_figures([one.middle for one in found["ours"]]),

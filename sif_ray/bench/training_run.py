@@ -80,6 +80,7 @@ class Middle:
     busy_s: dict[str, float]  # by stage; what several groups do at once counts once
     learner_idle_share: float
     engine_idle_share: float
+    prompt_tokens: float  # mean
     computed_prompts_per_group: float  # by the engine, in prompts; a group without any sharing has G
     parity_mean_abs: float  # the largest of all probes of the run
     staleness_max: float
@@ -137,6 +138,7 @@ def read_middle(output: Path, config: GrpoConfig, edge: int) -> Middle:
         busy_s=busy_seconds(spans, begin_s, end_s),
         learner_idle_share=statistics.mean(step["learner_idle_share"] for step in within),
         engine_idle_share=statistics.mean(step["engine_idle_share"] for step in within),
+        prompt_tokens=statistics.mean(span.labels["prompt_tokens"] for span in spans if span.kind == "generate"),
         computed_prompts_per_group=config.group_size * statistics.mean(computed),
         parity_mean_abs=max(step["parity_mean_abs"] for step in steps if "parity_mean_abs" in step),
         staleness_max=max(step["staleness_max"] for step in steps),

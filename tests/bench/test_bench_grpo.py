@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -26,7 +27,7 @@ from sif_ray.judge.llm import Question
 from sif_ray.judge.reply import read_score
 from sif_ray.loop.rewarder import Rewarder
 from sif_ray.observe.metrics import MetricsLog
-from sif_ray.observe.timeline import Span
+from sif_ray.observe.timeline import Span, Timeline
 from sif_ray.policy.model import load_policy
 from sif_ray.policy.processor import PolicyProcessor
 
@@ -97,7 +98,8 @@ def test_stages_are_busy_when_anything_of_their_kind_is_under_way():
 
 def test_rates_are_those_of_the_steps_between_start_and_end(tmp_path):
     config = make_config(tmp_path, "toy", grpo.Load(**TINY))
-    (tmp_path / "timeline.jsonl").touch()
+    with contextlib.closing(Timeline(tmp_path / "timeline.jsonl")) as timeline:
+        timeline.span("engine 0", "generate", 51.0, 53.0, prompt_tokens=57)
     with MetricsLog(tmp_path / "metrics.jsonl") as metrics:
         for step in range(1, 9):
             idle = {"learner_idle_share": 0.5, "engine_idle_share": 0.25, "staleness_max": 1.0, "parity_mean_abs": 0.0}
@@ -108,7 +110,7 @@ def test_rates_are_those_of_the_steps_between_start_and_end(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in timed))
     middle = read_middle(tmp_path, config, edge=2)
     assert (middle.steps, middle.seconds, middle.completions_per_s, middle.tokens_per_s) == (4, 8.0, 4.0, 50.0)
-    assert middle.computed_prompts_per_group == 2.0
+    assert (middle.computed_prompts_per_group, middle.prompt_tokens, middle.busiest_s) == (2.0, 57, 2.0)
 
 
 def test_the_cpu_seconds_of_this_process_are_its_own():
