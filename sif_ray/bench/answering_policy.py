@@ -1,9 +1,11 @@
 """A policy whose completions have known lengths and always an answer to judge, at the toy policy's full price.
 
-It is the toy policy with other numbers in its language model: the output projections of all layers are zero, so that
-the state of a token is its own embedding, and the last layer is a table of what follows what. Every layer computes as
-before. It writes `<answer>` with a made-up word of four signs, 67,600 of them in all, and then a filler: one filler
-never ends, or two end with a probability each, which gives a few completions that are many times longer than most.
+It is the toy policy with other numbers in its language model: what the layers add to the state of a token is made so
+small that the state is little more than its own embedding, and the output layer is a table of what class of tokens
+follows which. Every layer computes as before, and what it adds moves the log-probs within a class.
+
+It writes `<answer>` with a made-up word of four signs, 67,600 of them in all, and then a filler:
+one never ends, or two end with a probability each, which gives a few completions that are many times longer than most.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from sif_ray.policy.processor import PolicyProcessor
 
 NEVER = -50.0  # logit of what does not follow
 SHORT_TOKENS, LONG_TOKENS, LONG_SHARE = 24.0, 320.0, 0.12  # means of both fillers; share of the longer one
+LAYERS_SHARE = 0.0005  # of what the toy policy's layers add to a state
+LAYERS_WEIGHT = 1.0  # deviation of the output layer's weights for what they add
 _LAYERS_OUTPUT = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 
 
@@ -33,7 +37,8 @@ def write_answering_policy(folder: Path, *, long_tailed: bool = False) -> str:
     weights = load_file(folder / "model.safetensors")
     classes, follows = _language(processor, long_tailed)
     embedding = torch.zeros_like(weights["model.embed_tokens.weight"])
-    head = torch.full_like(weights["lm_head.weight"], NEVER)
+    head = LAYERS_WEIGHT * torch.randn(weights["lm_head.weight"].shape, generator=torch.Generator().manual_seed(0))
+    head[:, : len(classes)] = NEVER
     for place, (name, tokens) in enumerate(classes.items()):
         embedding[tokens, place] = 1.0
         for after, share in follows[name].items():
@@ -44,7 +49,7 @@ def write_answering_policy(folder: Path, *, long_tailed: bool = False) -> str:
         "model.norm.weight": torch.ones(size),
         "lm_head.weight": head / size**0.5,  # the norm before it makes a single 1 this large
     }
-    changed |= {name: torch.zeros_like(value) for name, value in weights.items() if _closes_a_layer(name)}
+    changed |= {name: LAYERS_SHARE * value for name, value in weights.items() if _closes_a_layer(name)}
     assert changed.keys() <= weights.keys()
     save_file(weights | changed, folder / "model.safetensors")
     return str(folder)
@@ -72,8 +77,8 @@ def _language(
         "digit": [token for sign in string.digits for token in tokens(sign)],
         "mark": [token for sign in "!#$%&*+:;=" for token in tokens(sign)],
         "closed": [closed],
-        "filler": tokens("."),
-        "long filler": tokens(","),
+        "filler": [token for sign in ".?_|" for token in tokens(sign)],
+        "long filler": [token for sign in ",^@~" for token in tokens(sign)],
         "end": [processor.eos_token_id],
     }
     chain = ("prompt", "opened", "answer", "capital", "small", "digit", "mark", "closed")

@@ -17,7 +17,7 @@ class CpuWatch:
     Example: `with CpuWatch() as watch: work()`, then `watch.seconds`, e.g. {"ray::LearnerActor": 12.5}. Linux only.
     """
 
-    def __init__(self, every_s: float = 0.5) -> None:
+    def __init__(self, every_s: float = 2.0) -> None:
         self._every_s = every_s
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="cpu-watch", daemon=True)

@@ -47,8 +47,8 @@ TRL_TIMEOUT_S = 900.0
 class Load(TrainingLoad):
     """How much work."""
 
-    trl_steps: int = 5
-    lone_steps: int = 4
+    trl_steps: int = 4
+    lone_steps: int = 3
     trl_micro_batch: int = 32  # completions
     trl_threads: int = 2
 

@@ -34,7 +34,7 @@ MAX_PARITY = 1e-3  # mean |delta log-prob|, engine against learner, in float32
 class TrainingLoad:
     """How much work of what form."""
 
-    steps: int = 18
+    steps: int = 14
     groups_per_step: int = 16
     group_size: int = 8
     max_tokens: int = 96
