@@ -22,11 +22,13 @@ from sif_ray.method import depth_code
 from sif_ray.observe.metrics import read_metrics
 from sif_ray.observe.timeline import Span, merge_intervals, read_timeline
 from sif_ray.records import Sample
+from sif_ray.rollout.environment import environment
 from sif_ray.toyworld.questions import draw_questions
 from sif_ray.toyworld.render import png, render
 from sif_ray.toyworld.scenes import make_scene
 
 SPLIT = "grpo"
+_AS_OTHERS = {"RAY_worker_niceness": "0"}  # what else runs on the machine meets both sides of a comparison alike
 MAX_PARITY = 1e-3  # mean |delta log-prob|, engine against learner, in float32
 
 
@@ -106,7 +108,7 @@ def run(config: GrpoConfig, edge: int = 0) -> tuple[Middle, dict[str, float]]:
     `RuntimeError` when a prompt was dropped, not every step was done, or a check of the loop found something.
     """
     output = Path(config.output)
-    with CpuWatch() as watch:
+    with CpuWatch() as watch, environment(_AS_OTHERS):
         stage.run(config)
     finished = json.loads((output / "finished.json").read_text())
     if finished["version"] != config.max_steps or finished["dropped"]:
