@@ -20,6 +20,7 @@ import os
 import statistics
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -73,6 +74,7 @@ def measure(repetitions: int, load: Load = Load()) -> Findings:
         log.warning(
             "bench grpo: TRL is not measured; %s names no interpreter (see sif_ray/bench/trl_steps.py)", TRL_PYTHON
         )
+    clean = dict(os.environ)  # before DeepSpeed and Ray write into it
     with tempfile.TemporaryDirectory(prefix="sif_ray-bench-") as name:
         folder = Path(name)
         write_dataset(folder / "data", (load.steps + 2) * load.groups_per_step)
@@ -81,7 +83,7 @@ def measure(repetitions: int, load: Load = Load()) -> Findings:
         for kind, judged in (("", False), ("_judged", True)):
             ways[f"ours{kind}"] = partial(_our_turn, config, load, judged)
             if python:
-                ways[f"trl{kind}"] = partial(_trl_turn, config, load, judged, python)
+                ways[f"trl{kind}"] = partial(_trl_turn, config, load, judged, python, clean)
         found = interleaved(ways, repetitions)
     return _findings(load, found)
 
@@ -129,14 +131,14 @@ def _our_turn(config: GrpoConfig, load: Load, judged: bool) -> _Ours:
     return _Ours(middle, cpu_s, asked)
 
 
-def _trl_turn(config: GrpoConfig, load: Load, judged: bool, python: str) -> _Trl:
+def _trl_turn(config: GrpoConfig, load: Load, judged: bool, python: str, clean: Mapping[str, str]) -> _Trl:
     with tempfile.TemporaryDirectory(prefix="trl-") as name, chat_server(load.judge_latency_s) as server:
         request = trl_request(config, load, f"{name}/out", server.base_url if judged else "")
         file = request.write(Path(name) / "request.json")
         done = subprocess.run(
             [python, "-m", "sif_ray.bench.trl_steps", str(file)],
             env={
-                **os.environ,
+                **clean,
                 "PYTHONPATH": str(Path(sif_ray.__file__).parents[1]),
                 "OMP_NUM_THREADS": str(load.trl_threads),
             },
@@ -144,7 +146,7 @@ def _trl_turn(config: GrpoConfig, load: Load, judged: bool, python: str) -> _Trl
             text=True,
             timeout=TRL_TIMEOUT_S,
         )
-    if done.returncode:
+    if done.returncode or not done.stdout:
         raise RuntimeError(f"TRL failed:\n{done.stderr[-4000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
     asked = len(server.replied_s)
