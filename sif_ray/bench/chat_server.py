@@ -1,5 +1,6 @@
-"""A teacher behind an OpenAI-compatible API that costs next to nothing: it answers every request after a fixed time
-with the trace that the request asks for, found in its body without parsing it or looking at its images.
+"""A teacher and judge behind an OpenAI-compatible API that costs next to nothing: it answers every request after a
+fixed time with the trace or the score that the request asks for, found in its body without parsing it or looking at
+its images.
 
 As a program it prints its port, serves on loopback until SIGTERM, and then prints {"replied_s": [seconds of every
 reply], "most_in_flight": n} as JSON.
@@ -15,6 +16,7 @@ import re
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -23,6 +25,7 @@ STOP_S = 20.0  # for the program to end
 # In the words of `method.prompts`, within JSON.
 _AREA = re.compile(rb"normalized depth of (\[.{,4000}?\]), as shown")
 _ANSWER = re.compile(rb"final gt answer is (.{,4000}?)\. Never mention")
+_VERDICT = b'"verdict"'  # name of the form that a judge's reply has
 _LENGTH = re.compile(rb"^content-length: *(\d+)\r$", re.IGNORECASE | re.MULTILINE)
 
 
@@ -52,7 +55,10 @@ def chat_server(latency_s: float) -> Iterator[ChatServer]:
 
 
 def reply_to(body: bytes) -> str:
-    """The trace that a teacher's request asks for; a word for a request without frames."""
+    """The trace that a teacher's request asks for; a score, one of eleven by the request's checksum, for a judge's; a
+    word for any other request."""
+    if _VERDICT in body:
+        return json.dumps({"score": zlib.crc32(body) % 11 / 10})
     areas = [json.loads(b'"' + area + b'"') for area in _AREA.findall(body)]
     answer = _ANSWER.search(body)
     if not areas or not answer:

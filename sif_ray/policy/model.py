@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForImageTextToText
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import AutoModelForImageTextToText
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionPatchEmbed,
     Qwen2_5_VLVisionAttention,
@@ -23,6 +21,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionAttentio
 
 from sif_ray.policy.fetch import fetch
 from sif_ray.policy.shards import skeleton, stored_names, write_shards
+from sif_ray.policy.tiled_attention import FLOAT32_ATTENTION
 
 WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json", ".bin", ".pt")
 
@@ -117,28 +116,6 @@ def speed_up_vision_on_cpu(policy: nn.Module) -> None:
     on a CPU)."""
     for module in policy.modules():
         module.__class__ = _FASTER.get(type(module), type(module))
-
-
-FLOAT32_ATTENTION = "sdpa_float32"
-"""Attention that leaves bfloat16 autocast: on a CPU its backward pass in bfloat16 is several times slower."""
-
-
-def _attend_in_float32(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    with torch.autocast(query.device.type, enabled=False):
-        query32, key32, value32 = query.float(), key.float(), value.float()
-        attended, _ = sdpa_attention_forward(module, query32, key32, value32, attention_mask, **kwargs)
-    return attended.to(query.dtype), None
-
-
-AttentionInterface.register(FLOAT32_ATTENTION, _attend_in_float32)
-AttentionMaskInterface.register(FLOAT32_ATTENTION, sdpa_mask)
 
 
 class _LinearPatches(nn.Module):

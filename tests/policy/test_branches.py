@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
+from torch import nn
+from torch.nn import functional
+from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
 
 from sif_ray.config import PromptConfig
 from sif_ray.policy.branches import BranchedSequence, branch_logprobs, collate
 from sif_ray.policy.model import load_policy, save_policy
 from sif_ray.policy.processor import PolicyProcessor
+from sif_ray.policy.tiled_attention import FLOAT32_ATTENTION
 from sif_ray.toyworld.assets import path
 from sif_ray.toyworld.render import png, render
 from sif_ray.toyworld.scenes import make_scene
@@ -91,3 +94,22 @@ def test_a_saved_policy_is_complete_and_loads_to_the_same_weights(folder, tmp_pa
         np.testing.assert_array_equal(ours.detach().numpy(), theirs.detach().numpy())
     PolicyProcessor(str(tmp_path / "out"))
     assert not (tmp_path / "out.unfinished").exists()
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+def test_attention_in_tiles_equals_attention_under_the_whole_mask(heads):
+    torch.manual_seed(0)
+    segments = torch.tensor([[0] * 5 + [1] * 7 + [2] + [3] * 4, [0] * 9 + [1] * 4 + [-1] * 4])  # -1 = padding
+    mask = torch.ones(17, 17, dtype=torch.bool).tril()
+    mask = (mask & ((segments[:, :, None] == segments[:, None]) | (segments[:, None] == 0)))[:, None]
+    query, key, value = (torch.randn(2, count, 17, 8, requires_grad=True) for count in (heads[0], heads[1], heads[1]))
+    attend = AttentionInterface()[FLOAT32_ATTENTION]
+    tiled, _ = attend(nn.Module(), query, key, value, mask, scaling=0.3)
+    repeated = [states.repeat_interleave(heads[0] // heads[1], 1) for states in (key, value)]
+    whole = functional.scaled_dot_product_attention(query, *repeated, mask, scale=0.3).transpose(1, 2)
+    torch.testing.assert_close(tiled, whole)
+    weights = torch.randn_like(whole)
+    for ours, theirs in zip(
+        *(torch.autograd.grad((found * weights).sum(), (query, key, value)) for found in (tiled, whole)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
