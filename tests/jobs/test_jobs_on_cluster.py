@@ -38,6 +38,14 @@ def stop(cluster, job: str) -> None:
     subprocess.run(command, env=cluster.environment, check=True, capture_output=True)
 
 
+def works(cluster, node: str) -> bool:
+    """Whether tasks or actors of jobs have run on a node."""
+    asked = {"detail": "1", "filter_keys": "node_id", "filter_predicates": "=", "filter_values": node}
+    headers = {"Authorization": f"Bearer {cluster.token}"}
+    reply = httpx.get(f"{cluster.address}/api/v0/tasks", params=asked, headers=headers, timeout=30).json()
+    return bool(reply["data"]["result"]["result"])
+
+
 def trained(output: Path) -> list[str]:
     """Tickets in the order in which they were trained."""
     trail = output / "trained.jsonl"
@@ -50,9 +58,11 @@ def test_a_dataset_is_made_while_nodes_come_and_go(cluster, submit, folder):
     node = cluster.add_node(2)
     job = submit("generate", "--config", "configs/generate.yaml", f"output={output}", *sizes)
     until(lambda: len(list(output.glob("data/*.parquet"))) >= 3, job)
+    until(lambda: works(cluster, node), job)
     cluster.remove_node(node)
     until(lambda: len(list(output.glob("data/*.parquet"))) >= 6, job)
-    cluster.add_node(2)
+    other = cluster.add_node(2)
+    until(lambda: works(cluster, other), job)
     finished(job)
     manifest = json.loads((output / "manifest.json").read_text())
     planned = pads.dataset(output / "index").count_rows()
