@@ -1,27 +1,28 @@
 """The suite `serve`: what HTTP, Ray Serve and the gateway cost over calling the engine.
 
 The same chats with one photograph each, and outputs of one length, are put to `sif-ray serve` and to an engine in this
-process, in turns; each turn starts an engine of its own, so that nothing is known from before and only one is there.
-Overhead is measured request by request, one at a time: what the client waits, less what the call of the engine took
-inside (`Server-Timing: engine`). Throughput keeps more requests under way than the engine takes, on both ways. No depth
-is estimated: that is work, not overhead. Load, gateway and engine share this machine's cores: with few of them, what
-the gateway computes is taken from the engine. RAY_SERVE_ENABLE_HA_PROXY=0 in the environment measures Ray's own proxy
-in front of the gateway instead of HAProxy.
+process, in turns; no photograph comes twice. Both are ready all the time, so that turns are short and what else the
+machine does meets both; the one that is not asked takes no time. Overhead is measured request by request, one at a
+time: what the client waits, less what the call of the engine took inside (`Server-Timing: engine`). Throughput keeps
+more requests under way than the engine takes, on both ways. No depth is estimated: that is work, not overhead. Load,
+gateway and engine share this machine's cores: with few of them, what the gateway computes is taken from the engine.
+RAY_SERVE_ENABLE_HA_PROXY=0 in the environment measures Ray's own proxy in front of the gateway instead of HAProxy.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import itertools
 import logging
 import os
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import httpx
@@ -51,9 +52,9 @@ Answer = Callable[[bytes, int], Awaitable[tuple[int, float]]]
 class Load:
     """How much work."""
 
-    one_by_one: int = 60
+    one_by_one: int = 30
     one_by_one_tokens: int = 16  # of each; what comes on top of them does not depend on their number
-    at_once: int = 192
+    at_once: int = 96
     at_once_tokens: int = 256  # as a trace of three looks has in Qwen's tokenizer, where every digit is a token
     in_flight: int = 32
     max_num_seqs: int = 16
@@ -63,10 +64,20 @@ def measure(repetitions: int, load: Load = Load()) -> Findings:
     """Latency and throughput of both ways."""
     with tempfile.TemporaryDirectory(prefix="sif_ray-bench-") as name:
         policy = write_babbling_policy(Path(name) / "policy")
-        engine = EngineConfig(max_model_len=512, max_num_seqs=load.max_num_seqs, kv_cache_gib=0.5)
-        config = ServeConfig(policy=policy, port=0, temperature=0.0, max_tokens=load.at_once_tokens, engine=engine)
-        ways = {"gateway": partial(_gateway_turn, config, load), "engine": partial(_engine_turn, config, load)}
-        found = interleaved(ways, repetitions)
+        engine_config = EngineConfig(max_model_len=512, max_num_seqs=load.max_num_seqs, kv_cache_gib=0.5)
+        config = ServeConfig(
+            policy=policy, port=0, temperature=0.0, max_tokens=load.at_once_tokens, engine=engine_config
+        )
+        with serving(config) as base_url, asyncio.Runner() as runner, _engine_alone(config, runner) as engine:
+            seeds = {name: itertools.count() for name in ("gateway", "engine")}
+
+            def gateway_turn() -> _Turn:
+                return runner.run(_gateway_turn(config, base_url, load, seeds["gateway"]))
+
+            def engine_turn() -> _Turn:
+                return runner.run(_turn("engine", _by_engine(engine, config), load, seeds["engine"]))
+
+            found = interleaved({"gateway": gateway_turn, "engine": engine_turn}, repetitions)
     latencies_ms = {name: [1000 * second for turn in turns for second in turn.seconds] for name, turns in found.items()}
     rates = {name: [turn.tokens_per_s for turn in turns] for name, turns in found.items()}
     overheads_ms = [1000 * second for turn in found["gateway"] for second in turn.beside_engine]
@@ -93,30 +104,25 @@ class _Turn:
     tokens_per_s: float  # at once
 
 
-def _gateway_turn(config: ServeConfig, load: Load) -> _Turn:
-    async def turn(base_url: str) -> _Turn:
-        limits = httpx.Limits(max_connections=load.in_flight)
-        async with httpx.AsyncClient(base_url=base_url, limits=limits, timeout=config.timeout_s) as client:
-            return await _turn("gateway", _through_gateway(client, config), load)
-
-    with serving(config) as base_url:
-        return asyncio.run(turn(base_url))
-
-
-def _engine_turn(config: ServeConfig, load: Load) -> _Turn:
-    async def turn() -> _Turn:
-        engine = RolloutEngine(config.policy, config.engine, config.prompt)
-        await engine.start()
-        try:
-            return await _turn("engine", _by_engine(engine, config), load)
-        finally:
-            await engine.shutdown()
-
-    return asyncio.run(turn())
+@contextlib.contextmanager
+def _engine_alone(config: ServeConfig, runner: asyncio.Runner) -> Iterator[RolloutEngine]:
+    engine = RolloutEngine(config.policy, config.engine, config.prompt)
+    runner.run(engine.start())
+    try:
+        yield engine
+    finally:
+        runner.run(engine.shutdown())
 
 
-async def _turn(name: str, answer: Answer, load: Load) -> _Turn:
-    photos = [png(render(make_scene(seed)).rgb) for seed in range(WARM_UP + load.one_by_one + load.at_once)]
+async def _gateway_turn(config: ServeConfig, base_url: str, load: Load, seeds: Iterator[int]) -> _Turn:
+    limits = httpx.Limits(max_connections=load.in_flight)
+    async with httpx.AsyncClient(base_url=base_url, limits=limits, timeout=config.timeout_s) as client:
+        return await _turn("gateway", _through_gateway(client, config), load, seeds)
+
+
+async def _turn(name: str, answer: Answer, load: Load, seeds: Iterator[int]) -> _Turn:
+    number = WARM_UP + load.one_by_one + load.at_once
+    photos = [png(render(make_scene(seed)).rgb) for seed in itertools.islice(seeds, number)]
     first, others = photos[: WARM_UP + load.one_by_one], photos[WARM_UP + load.one_by_one :]
     timed = (await _one_by_one(answer, first, load.one_by_one_tokens))[WARM_UP:]
     seconds = [total_s for total_s, _ in timed]

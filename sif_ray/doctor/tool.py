@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--address",
         metavar="ADDRESS",
         help="of the Ray cluster to look at: local (none), auto or host:port (default: ray.address of the stage; "
-        "without one auto inside a job of a cluster)",
+        "without one the cluster of the job that asks, else local)",
     )
 
 
