@@ -31,7 +31,8 @@ from sif_ray.bench.answering_policy import write_answering_policy
 from sif_ray.bench.chat_server import chat_server
 from sif_ray.bench.findings import Findings, Goal, interleaved, spread
 from sif_ray.bench.lone_stages import LoneStages, measure_lone_stages
-from sif_ray.bench.training_run import Middle, TrainingLoad, make_config, middle_figures, run, write_dataset
+from sif_ray.bench.toy_dataset import write_dataset
+from sif_ray.bench.training_run import Middle, TrainingLoad, make_config, middle_figures, run
 from sif_ray.bench.trl_steps import JUDGE_THREADS, TrlRequest
 from sif_ray.config import GrpoConfig, JudgeConfig
 from sif_ray.datagen.dataset import read_samples

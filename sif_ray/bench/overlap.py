@@ -20,7 +20,8 @@ from pathlib import Path
 from sif_ray.bench.answering_policy import LONG_SHARE, LONG_TOKENS, SHORT_TOKENS, write_answering_policy
 from sif_ray.bench.chat_server import chat_server
 from sif_ray.bench.findings import Findings, Goal, interleaved, spread
-from sif_ray.bench.training_run import Middle, TrainingLoad, make_config, middle_figures, run, write_dataset
+from sif_ray.bench.toy_dataset import write_dataset
+from sif_ray.bench.training_run import Middle, TrainingLoad, make_config, middle_figures, run
 from sif_ray.config import GrpoConfig, JudgeConfig
 
 log = logging.getLogger(__name__)

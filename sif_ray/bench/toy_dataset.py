@@ -16,13 +16,15 @@ from sif_ray.toyworld.questions import draw_questions
 from sif_ray.toyworld.render import png, render
 from sif_ray.toyworld.scenes import make_scene
 
+SPLIT = "grpo"
+
 
 def write_dataset(folder: Path, count: int) -> Path:
-    """`count` rows in the split "grpo"."""
+    """`count` rows in the split `SPLIT`."""
     (folder / ACCEPTED).mkdir(parents=True)
     drafts = [Draft(sample) for sample in toy_samples(count)]
     pq.write_table(drafts_to_table(drafts), folder / ACCEPTED / "00000.parquet")
-    manifest = {"format": FORMAT, "counts": {"splits": {"grpo": {"accepted": count}}}}
+    manifest = {"format": FORMAT, "counts": {"splits": {SPLIT: {"accepted": count}}}}
     (folder / MANIFEST).write_text(json.dumps(manifest))
     return folder
 
@@ -37,7 +39,7 @@ def toy_samples(count: int) -> Iterator[Sample]:
             sample_id=f"toy-{seed}",
             scene_id=f"toy-{seed}",
             dataset="toyworld",
-            split="grpo",
+            split=SPLIT,
             question=question.text,
             question_type=question.question_type,
             answer=question.answer,

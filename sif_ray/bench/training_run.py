@@ -5,29 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from sif_ray.bench.cpu import CpuWatch
 from sif_ray.bench.findings import spread
+from sif_ray.bench.toy_dataset import SPLIT
 from sif_ray.config import EngineConfig, GrpoConfig, LearnerConfig, ObjectiveConfig, SamplingConfig
-from sif_ray.datagen.dataset import ACCEPTED, FORMAT, MANIFEST
-from sif_ray.datagen.drafts import Draft, drafts_to_table
 from sif_ray.loop import stage
-from sif_ray.method import depth_code
 from sif_ray.observe.metrics import read_metrics
 from sif_ray.observe.timeline import Span, merge_intervals, read_timeline
-from sif_ray.records import Sample
 from sif_ray.rollout.environment import environment
-from sif_ray.toyworld.questions import draw_questions
-from sif_ray.toyworld.render import png, render
-from sif_ray.toyworld.scenes import make_scene
 
-SPLIT = "grpo"
 _AS_OTHERS = {"RAY_worker_niceness": "0"}  # what else runs on the machine meets both sides of a comparison alike
 MAX_PARITY = 1e-3  # mean |delta log-prob|, engine against learner, in float32
 
@@ -90,15 +81,6 @@ class Middle:
     @property
     def busiest_s(self) -> float:
         return max(self.busy_s.values())
-
-
-def write_dataset(folder: Path, count: int) -> Path:
-    """`count` toy scenes, each with a photograph, a depth image and one question."""
-    (folder / ACCEPTED).mkdir(parents=True)
-    pq.write_table(drafts_to_table([Draft(sample) for sample in _samples(count)]), folder / ACCEPTED / "00000.parquet")
-    manifest = {"format": FORMAT, "counts": {"splits": {SPLIT: {"accepted": count}}}}
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-    return folder
 
 
 def run(config: GrpoConfig, edge: int = 0) -> tuple[Middle, dict[str, float]]:
@@ -166,27 +148,3 @@ def middle_figures(found: Sequence[Middle]) -> dict[str, Any]:
         else:
             figures[name] = spread(values)
     return figures
-
-
-def _samples(count: int) -> Iterator[Sample]:
-    for seed in range(count):
-        scene = make_scene(seed)
-        rendering = render(scene)
-        question = draw_questions(scene, 1)[0]
-        height, width = rendering.z_m.shape
-        yield Sample(
-            sample_id=f"toy-{seed}",
-            scene_id=f"toy-{seed}",
-            dataset="toyworld",
-            split=SPLIT,
-            question=question.text,
-            question_type=question.question_type,
-            answer=question.answer,
-            boxes=question.boxes(rendering),
-            width=width,
-            height=height,
-            image=png(rendering.rgb),
-            depth_image=png(depth_code.encode(depth_code.from_disparity(rendering.disparity))),
-            depth_source="exact",
-            source_frame="image",
-        )

@@ -18,7 +18,8 @@ from sif_ray.bench.answering_policy import write_answering_policy
 from sif_ray.bench.chat_server import chat_server
 from sif_ray.bench.cpu import CpuWatch
 from sif_ray.bench.lone_stages import Lone, LoneStages
-from sif_ray.bench.training_run import SPLIT, busy_seconds, make_config, read_middle, write_dataset
+from sif_ray.bench.toy_dataset import SPLIT, write_dataset
+from sif_ray.bench.training_run import busy_seconds, make_config, read_middle
 from sif_ray.bench.trl_steps import reward_function
 from sif_ray.config import PromptConfig, RewardConfig
 from sif_ray.datagen.dataset import read_samples
