@@ -64,3 +64,8 @@ def interleaved(works: Mapping[str, Callable[[], T]], repetitions: int) -> dict[
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """{"median", "min", "max", "values"}."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "values": list(values)}
+
+
+def share(values: Sequence[float], others: Sequence[float]) -> float:
+    """The values in proportion to the others: the median over turns, in each of which both met the same machine."""
+    return statistics.median(value / other for value, other in zip(values, others, strict=True))

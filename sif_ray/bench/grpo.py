@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import statistics
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from typing import Any
 import sif_ray
 from sif_ray.bench.answering_policy import write_answering_policy
 from sif_ray.bench.chat_server import chat_server
-from sif_ray.bench.findings import Findings, Goal, interleaved, spread
+from sif_ray.bench.findings import Findings, Goal, interleaved, share, spread
 from sif_ray.bench.lone_stages import LoneStages, measure_lone_stages
 from sif_ray.bench.toy_dataset import write_dataset
 from sif_ray.bench.training_run import Middle, TrainingLoad, make_config, middle_figures, run
@@ -164,23 +163,22 @@ def _trl_turn(config: GrpoConfig, load: Load, judged: bool, python: str, clean: 
 def _findings(load: Load, found: dict[str, list[Any]]) -> Findings:
     num_cpus = os.cpu_count() or 1
     stages: list[LoneStages] = found["stages"]
-    bound = statistics.median(one.bound_completions_per_s(num_cpus) for one in stages)
+    bounds = [one.bound_completions_per_s(num_cpus) for one in stages]
     rates = {name: [one.middle.completions_per_s for one in found[name]] for name in ("ours", "ours_judged")}
     rates |= {name: [one.completions_per_s for one in found[name]] for name in found if name.startswith("trl")}
-    medians = {name: statistics.median(values) for name, values in rates.items()}
     goals = []
     for kind, told, wanted in (("", "", OVER_TRL), ("_judged", " with a judge of 300 ms", OVER_TRL_JUDGED)):
-        measured = f"trl{kind}" in medians
-        value = medians[f"ours{kind}"] / medians[f"trl{kind}"] if measured else 0.0
+        measured = f"trl{kind}" in rates
+        value = share(rates[f"ours{kind}"], rates[f"trl{kind}"]) if measured else 0.0
         suffix = "" if measured else f" (not measured: {TRL_PYTHON} is not set)"
         goals.append(Goal(f"completions/s{told}, of TRL's{suffix}", value, wanted, at_least=True))
-    share = medians["ours"] / bound
-    goals.append(Goal("completions/s, of what the stages alone allow", share, SHARE_OF_BOUND, at_least=True))
+    of_bound = share(rates["ours"], bounds)
+    goals.append(Goal("completions/s, of what the stages alone allow", of_bound, SHARE_OF_BOUND, at_least=True))
     figures = {
         "load": asdict(load),
         "trl_judge_threads": JUDGE_THREADS,
         "completions_per_s": {name: spread(values) for name, values in rates.items()},
-        "bound_completions_per_s": spread([one.bound_completions_per_s(num_cpus) for one in stages]),
+        "bound_completions_per_s": spread(bounds),
         "stages_alone": {
             name: {
                 "completions_per_s": spread([1 / getattr(one, name).wall_s for one in stages]),

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sif_ray.bench.answering_policy import LONG_SHARE, LONG_TOKENS, SHORT_TOKENS, write_answering_policy
 from sif_ray.bench.chat_server import chat_server
-from sif_ray.bench.findings import Findings, Goal, interleaved, spread
+from sif_ray.bench.findings import Findings, Goal, interleaved, share, spread
 from sif_ray.bench.toy_dataset import write_dataset
 from sif_ray.bench.training_run import Middle, TrainingLoad, make_config, middle_figures, run
 from sif_ray.config import GrpoConfig, JudgeConfig
@@ -51,7 +51,7 @@ def measure(repetitions: int, load: Load = Load()) -> Findings:
         modes = {"asynchronous": config, "on_policy": replace(config, max_staleness=0)}
         found = interleaved({mode: partial(_turn, mode, of, load) for mode, of in modes.items()}, repetitions)
     rates = {mode: [one.tokens_per_s for one in middles] for mode, middles in found.items()}
-    gain = statistics.median(rates["asynchronous"]) / statistics.median(rates["on_policy"])
+    gain = share(rates["asynchronous"], rates["on_policy"])
     over_busiest = [one.seconds / one.busiest_s for one in found["asynchronous"]]
     goals = [
         Goal("tokens/s, of those on-policy", gain, OVER_ON_POLICY, at_least=True),

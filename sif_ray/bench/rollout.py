@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sif_ray.bench.findings import Findings, Goal, interleaved, spread
+from sif_ray.bench.findings import Findings, Goal, interleaved, share, spread
 from sif_ray.bench.serve import write_babbling_policy
 from sif_ray.bench.toy_dataset import toy_samples
 from sif_ray.config import EngineConfig, GrpoConfig, SamplingConfig
@@ -100,7 +100,7 @@ def measure(
         reuse = [_reuse(config, asked, turn.receipt) for asked, turn in zip(turns, found["actors"], strict=True)]
     _check_equal(found)
     rates = {way: [turn.tokens_per_s for turn in done] for way, done in found.items()}
-    shares = {way: _share(rates["actors"], theirs) for way, theirs in rates.items() if way != "actors"}
+    shares = {way: share(rates["actors"], theirs) for way, theirs in rates.items() if way != "actors"}
     times = {what: statistics.median(found[what] for found in reuse) for what in reuse[0]}
     goals = [
         Goal("tokens/s of rollout actors, of LLM.generate's", shares["llm"], share_of_llm, at_least=True),
@@ -130,11 +130,6 @@ def config_of(policy: str, load: Load) -> GrpoConfig:
         sampling=SamplingConfig(max_tokens=load.max_tokens),
         engine=EngineConfig(max_model_len=512, max_num_seqs=load.max_num_seqs, kv_cache_gib=0.5),
     )
-
-
-def _share(rates: Sequence[float], others: Sequence[float]) -> float:
-    """The median of the turns' shares: both of a turn met the same machine."""
-    return statistics.median(rate / other for rate, other in zip(rates, others, strict=True))
 
 
 def _each(way: Way, turns: Sequence[Sequence[RolloutRequest]], name: str) -> Callable[[], Turn]:

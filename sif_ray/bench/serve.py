@@ -29,7 +29,7 @@ import httpx
 import torch
 from safetensors.torch import load_file, save_file
 
-from sif_ray.bench.findings import Findings, Goal, interleaved, spread
+from sif_ray.bench.findings import Findings, Goal, interleaved, share, spread
 from sif_ray.config import EngineConfig, SamplingConfig, ServeConfig
 from sif_ray.policy.model import resolve_model
 from sif_ray.rollout.engine import RolloutEngine, RolloutRequest
@@ -82,10 +82,10 @@ def measure(repetitions: int, load: Load = Load()) -> Findings:
     rates = {name: [turn.tokens_per_s for turn in turns] for name, turns in found.items()}
     overheads_ms = [1000 * second for turn in found["gateway"] for second in turn.beside_engine]
     overhead_ms = statistics.median(overheads_ms)
-    share = statistics.median(rates["gateway"]) / statistics.median(rates["engine"])
+    of_engine = share(rates["gateway"], rates["engine"])
     goals = [
         Goal("overhead of the gateway, ms in the median", overhead_ms, OVERHEAD_MS, at_least=False),
-        Goal("throughput through the gateway, of the engine's own", share, SHARE_OF_ENGINE, at_least=True),
+        Goal("throughput through the gateway, of the engine's own", of_engine, SHARE_OF_ENGINE, at_least=True),
     ]
     figures = {
         "load": asdict(load),

@@ -105,6 +105,7 @@ def test_a_stopped_grpo_job_resumes_and_a_lost_node_costs_no_prompt(cluster, sub
         ("plan", "--config", "configs/published/7b-split.yaml", "--gpu", "h100", "--steps", "9"),
         ("doctor", "grpo", "--config", "configs/grpo.yaml", "data={data}", "policy={policy}", "output={folder}/looked"),
         ("cluster", "check", "cluster/kuberay"),
+        ("bench", "reward", "--repetitions", "1", "--json", "{folder}/bench.json"),
     ],
     ids=lambda arguments: " ".join(arguments[:2]),
 )
