@@ -287,7 +287,10 @@ def measure_memory(folder: Path, repetitions: int, load: Load) -> Findings:
         "logprob_s": {name: spread([turn["seconds"] for turn in turns]) for name, turns in found.items()},
         "logprob_apart": apart,
     }
-    return Findings([Goal("peak memory of log-probs, of whole logits", share(*peaks.values()), MEMORY_SHARE, at_least=False)], figures)
+    return Findings(
+        [Goal("peak memory of log-probs, of whole logits", share(*peaks.values()), MEMORY_SHARE, at_least=False)],
+        figures,
+    )
 
 
 def _in_process(policy: str, way: str, load: Load) -> dict[str, float]:
