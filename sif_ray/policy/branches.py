@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -167,41 +166,10 @@ def _logits(policy: nn.Module, states: torch.Tensor) -> torch.Tensor:
 def _score(
     policy: nn.Module, states: torch.Tensor, targets: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    scored: tuple[torch.Tensor, torch.Tensor] = _Scored.apply(
-        policy.lm_head(states), targets, temperature, policy.config.image_token_id
-    )
-    return scored
-
-
-class _Scored(torch.autograd.Function):
-    """Log-probs of the targets and entropies of softmax(logits / temperature) without the placeholder: what torch's own
-    operations give, in half of the passes over memory, which are what a large vocabulary costs."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits_MV: torch.Tensor, targets_M: torch.Tensor, temperature: float, placeholder: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        scaled_MV = logits_MV.float() / temperature
-        scaled_MV[:, placeholder] = FORBIDDEN_LOGIT / temperature
-        scaled_MV -= scaled_MV.amax(-1, keepdim=True)
-        of_targets_M = scaled_MV.gather(-1, targets_M[:, None])[:, 0]
-        probs_MV = scaled_MV.exp()
-        sums_M = probs_MV.sum(-1)
-        means_M = torch.bmm(probs_MV[:, None], scaled_MV[:, :, None]).flatten() / sums_M  # without a tensor of products
-        entropies_M = sums_M.log() - means_M
-        ctx.save_for_backward(probs_MV.div_(sums_M[:, None]), targets_M)
-        ctx.temperature, ctx.placeholder, ctx.dtype = temperature, placeholder, logits_MV.dtype
-        ctx.mark_non_differentiable(entropies_M)
-        return of_targets_M - sums_M.log(), entropies_M
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        probs_MV, targets_M = ctx.saved_tensors
-        scale_M = gradients[0][:, None] / ctx.temperature
-        logits_MV = probs_MV * -scale_M
-        logits_MV.scatter_add_(-1, targets_M[:, None], scale_M)
-        logits_MV[:, ctx.placeholder] = 0
-        return logits_MV.to(ctx.dtype), None, None, None
+    logprobs = torch.log_softmax(_logits(policy, states).float() / temperature, dim=-1)
+    with torch.no_grad():
+        entropies = -(logprobs.exp() * logprobs).sum(-1)
+    return logprobs.gather(-1, targets[:, None]).squeeze(-1), entropies
 
 
 def _prefix_positions(sequence: BranchedSequence, policy: nn.Module) -> torch.Tensor:

@@ -199,11 +199,10 @@ def _kept(block: int, blocks: int, inputs: int, config: LearnerConfig) -> int:
 
 
 def logit_bytes(shape: PolicyShape, config: LearnerConfig) -> int:
-    """Per predicted token of one of `HEAD_CHUNKS` parts the logits, and in float32 the scaled logits and their
-    exponentials: 12 V bytes in float32, 10 V in bfloat16. As if all T tokens were predicted.
+    """12 V per predicted token of one of `HEAD_CHUNKS` parts: log-probs, their exponentials and the products of both,
+    in float32. As if all T tokens were predicted.
     """
-    per_logit = bytes_per_weight(config) + 8
-    return per_logit * shape.vocabulary * -(-config.micro_batch_tokens // HEAD_CHUNKS)
+    return 12 * shape.vocabulary * -(-config.micro_batch_tokens // HEAD_CHUNKS)
 
 
 # --- engine ----------------------------------------------------------------------------------------------------------

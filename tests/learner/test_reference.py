@@ -119,7 +119,7 @@ def assert_gradients_of_reference(record: Record, config: GrpoConfig, groups: li
     for loss, norm, gradients, weights in updates:
         plain.load(weights)
         expected = plain.gradients(groups, proximal)
-        assert loss == pytest.approx(expected.loss, rel=TOLERANCE, abs=1e-7)  # 0 where advantages cancel
+        assert loss == pytest.approx(expected.loss, rel=TOLERANCE, abs=5e-7)  # terms of size 1, rounded, cancel to it
         assert norm == pytest.approx(expected.grad_norm, rel=TOLERANCE)
         assert gradients.keys() == expected.gradients.keys()
         for name, gradient in expected.gradients.items():
