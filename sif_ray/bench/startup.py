@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sif_ray.bench.findings import Findings, Goal, interleaved, spread
+from sif_ray.bench.startup_figure import startup_svg
 from sif_ray.bench.toy_dataset import write_dataset
 from sif_ray.loop.stage import STARTUP
 from sif_ray.observe.timeline import Span, merge_intervals, read_timeline
@@ -67,7 +68,7 @@ def measure(
         "seconds": {part: spread([run[part] for run in parts]) for part in parts[0]},
         "timeline": [_row(span) for span in middle],
     }
-    return Findings(goals, figures)
+    return Findings(goals, figures, startup_svg(middle))
 
 
 def quick() -> Findings:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from xml.etree import ElementTree
+
 import pytest
 
 from sif_ray.bench.startup import Load, measure, overlap, seconds_of, share_at_work
+from sif_ray.bench.startup_figure import startup_svg
 from sif_ray.observe.timeline import Span
 
 SPANS = [
@@ -32,6 +35,18 @@ def test_parts_overlap_and_work_are_read_off_the_timeline():
     assert overlap(SPANS, "engine 0", "learner 0") == overlap(SPANS, "learner 0", "engine 0") == 1.0
     assert overlap(SPANS, "driver", "learner 0") == 0.0
     assert share_at_work(SPANS) == pytest.approx((4.0 + 11.5 + 2.0) / 20.0)
+
+
+def test_the_figure_has_a_bar_for_all_but_waiting():
+    drawn = ElementTree.fromstring(startup_svg(SPANS))
+    _, *bars = drawn.iter("{http://www.w3.org/2000/svg}rect")
+    words = {text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")}
+    assert len(bars) == sum(span.kind != "wait" for span in SPANS)
+    assert {"driver", "engine 0", "learner 0", "reward 0", "process", "start", "generate", "score", "train"} <= words
+    scale = (float(bars[1].get("width"))) / 10.0  # px per second, by the engine's start
+    for bar, span in zip(bars, [span for span in SPANS if span.kind != "wait"], strict=True):
+        assert float(bar.get("width")) == pytest.approx((span.end_s - span.start_s) * scale, abs=0.1)
+        assert float(bar.get("x")) - float(bars[0].get("x")) == pytest.approx(span.start_s * scale, abs=0.2)
 
 
 @pytest.mark.slow
