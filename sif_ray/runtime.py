@@ -24,6 +24,7 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",  # part of the above; each gateway would want a port of its own
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # else a request's line stands in the log a thousand requests later
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",  # of a client that owes a part of its request, instead of an hour
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # of a controller that otherwise looks ten times a second at nothing
 }
 """Of every process of a cluster that serves. `ray_session` sets it for clusters that it starts."""
