@@ -137,7 +137,7 @@ TOOLS = {
     "bench": Tool(
         "sif_ray.bench",
         "measure a part of the system on this machine",
-        ("datagen --json datagen.json", "serve --json serve.json"),
+        ("rollout --json rollout.json", "learner --repetitions 5 --json learner.json"),
     ),
 }
 """A name of two words is a member of a family."""

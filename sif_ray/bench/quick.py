@@ -4,7 +4,6 @@ on two cores. It guards against regressions: a bound that is broken fails the jo
 
 from __future__ import annotations
 
-import importlib
 import logging
 import time
 from dataclasses import replace
@@ -17,12 +16,12 @@ log = logging.getLogger(__name__)
 
 def measure(repetitions: int) -> Findings:
     """What `quick() -> Findings` of every suite that has it finds, all `repetitions` times."""
-    from sif_ray.bench import SUITES
+    from sif_ray.bench import SUITES, suite_module
 
     goals: list[Goal] = []
     figures: dict[str, Any] = {}
-    for suite, module in SUITES.items():
-        quick = getattr(importlib.import_module(module), "quick", None)
+    for suite in SUITES:
+        quick = getattr(suite_module(suite), "quick", None)
         if quick is None:
             continue
         for turn in range(1, repetitions + 1):

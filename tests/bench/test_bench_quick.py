@@ -20,8 +20,8 @@ def suites(monkeypatch):
     offering, other = ModuleType("offering"), ModuleType("other")
     offering.quick = lambda: Findings([Goal("share", found["share"], 0.5, at_least=True)], found)
     for module in (offering, other):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setitem(bench.SUITES, module.__name__, module.__name__)
+        monkeypatch.setitem(sys.modules, f"sif_ray.bench.{module.__name__}", module)
+        monkeypatch.setitem(bench.SUITES, module.__name__, "")
     for name in set(bench.SUITES) - {"offering", "other", "quick"}:
         monkeypatch.delitem(bench.SUITES, name)
     return found
