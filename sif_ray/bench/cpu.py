@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections import defaultdict
-from types import TracebackType
 
 import psutil
 
+from sif_ray.bench.watch import Watch
 
-class CpuWatch:
-    """Samples the CPU time of the process tree while the body runs; what a process computes after its last sample is
-    missed.
+
+class CpuWatch(Watch):
+    """Samples the CPU time of the process tree; what a process computes after its last sample is missed.
 
     Example: `with CpuWatch() as watch: work()`, then `watch.seconds`, e.g. {"ray::LearnerActor": 12.5}. Linux only.
     """
 
     def __init__(self, every_s: float = 2.0) -> None:
-        self._every_s = every_s
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="cpu-watch", daemon=True)
+        super().__init__(every_s)
         self._first: dict[int, float] = {}
         self._spent: dict[int, tuple[str, float]] = {}
 
-    def __enter__(self) -> CpuWatch:
-        self._first = {pid: seconds for pid, (_, seconds) in _spent().items()}
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
+    def sample(self) -> None:
         self._spent |= _spent()
+        self._first = self._first or {pid: seconds for pid, (_, seconds) in self._spent.items()}
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -47,10 +36,6 @@ class CpuWatch:
     @property
     def total_s(self) -> float:
         return sum(self.seconds.values())
-
-    def _watch(self) -> None:
-        while not self._ended.wait(self._every_s):
-            self._spent |= _spent()
 
 
 def _spent() -> dict[int, tuple[str, float]]:

@@ -12,16 +12,13 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from sif_ray.bench.cost import Point, measure_point
 from sif_ray.bench.findings import Findings, Goal, spread
+from sif_ray.bench.watch import Watch
 from sif_ray.config import (
     EngineConfig,
     GrpoConfig,
@@ -54,7 +51,7 @@ def measure(repetitions: int) -> Findings:
         write_random_policy(SHAPE, policy, dtype="bfloat16")
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:  # leaves nothing on the card
             matrix_flop_per_s = process.submit(_matrix_rate).result()
-        with _gpu_memory() as memory:
+        with _GpuMemoryWatch() as memory:
             points = measure_point(config_of(policy), repetitions)
     utilisations = [utilisation(point, matrix_flop_per_s) for point in points]
     middle = sorted(utilisations)[len(utilisations) // 2]
@@ -113,27 +110,15 @@ def _matrix_rate() -> float:
     return PRODUCTS * 2 * SIDE**3 / (time.perf_counter() - started_s)
 
 
-@dataclass
-class _GpuMemory:
-    peak_bytes: int = 0
+class _GpuMemoryWatch(Watch):
+    """The most that all processes together take of the card."""
 
+    def __init__(self, every_s: float = 0.5) -> None:
+        super().__init__(every_s)
+        self.peak_bytes = 0
 
-@contextmanager
-def _gpu_memory(every_s: float = 0.5) -> Iterator[_GpuMemory]:
-    """The most that all processes together take of the card while the body runs."""
-    import torch
+    def sample(self) -> None:
+        import torch
 
-    memory, ended = _GpuMemory(), threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(every_s):
-            free, total = torch.cuda.mem_get_info()
-            memory.peak_bytes = max(memory.peak_bytes, total - free)
-
-    thread = threading.Thread(target=watch, name="gpu-memory-watch", daemon=True)
-    thread.start()
-    try:
-        yield memory
-    finally:
-        ended.set()
-        thread.join()
+        free, total = torch.cuda.mem_get_info()
+        self.peak_bytes = max(self.peak_bytes, total - free)

@@ -2,49 +2,33 @@
 
 from __future__ import annotations
 
-import threading
-from types import TracebackType
-
 import psutil
 
+from sif_ray.bench.watch import Watch
 
-class MemoryWatch:
-    """Samples the memory of the process tree while the body runs: what it takes of the machine (PSS, where pages that
-    processes share count once in all), and the plain sum of resident memory (RSS), in which every worker of Ray counts
-    the object store again.
+
+class MemoryWatch(Watch):
+    """Samples the memory of the process tree: what it takes of the machine (PSS, where pages that processes share
+    count once in all), and the plain sum of resident memory (RSS), in which every worker of Ray counts the object store
+    again.
 
     Example: `with MemoryWatch() as watch: work()`, then `watch.peak_gib`. Linux only.
     """
 
     def __init__(self, every_s: float = 1.0) -> None:
-        self._every_s = every_s
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="memory-watch", daemon=True)
+        super().__init__(every_s)
         self.samples_gib: list[float] = []
         self.rss_samples_gib: list[float] = []
-
-    def __enter__(self) -> MemoryWatch:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
 
     @property
     def peak_gib(self) -> float:
         return max(self.samples_gib)
 
-    def _watch(self) -> None:
+    def sample(self) -> None:
         own = psutil.Process()
-        while True:
-            sizes = [_sizes_gib(process) for process in (own, *own.children(recursive=True))]
-            self.samples_gib.append(sum(pss for pss, _ in sizes))
-            self.rss_samples_gib.append(sum(rss for _, rss in sizes))
-            if self._ended.wait(self._every_s):
-                return
+        sizes = [_sizes_gib(process) for process in (own, *own.children(recursive=True))]
+        self.samples_gib.append(sum(pss for pss, _ in sizes))
+        self.rss_samples_gib.append(sum(rss for _, rss in sizes))
 
 
 def _sizes_gib(process: psutil.Process) -> tuple[float, float]:

@@ -33,4 +33,4 @@ def test_both_ways_score_every_trace_and_the_ledger_keeps_its_tickets():
         "worker": 1,
     }
     assert found.figures["ledger"]["transitions_per_s"].keys() == {"20", "60"}
-    assert len(found.goals) == 4
+    assert len(found.goals) == 3

@@ -1,0 +1,36 @@
+"""Something that is looked at again and again while work is done."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Self
+
+
+class Watch:
+    """Takes a sample when the body starts, every `every_s` seconds in a thread, and when it ends."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name=type(self).__name__, daemon=True)
+
+    def __enter__(self) -> Self:
+        self.sample()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.sample()
+
+    def sample(self) -> None:
+        """Look, and keep what is seen."""
+        raise NotImplementedError
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._every_s):
+            self.sample()
