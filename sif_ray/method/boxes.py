@@ -304,6 +304,12 @@ def is_number(value: object) -> bool:
 
 
 def _rectangle(value: object) -> Box | None:
+    if type(value) is tuple and len(value) == 4:  # as nearly all are: needs no other look
+        x1, y1, x2, y2 = value
+        if type(x1) is type(y1) is type(x2) is type(y2) is float:
+            low, high = -COORDINATE_LIMIT, COORDINATE_LIMIT
+            inside = low <= x1 <= high and low <= y1 <= high and low <= x2 <= high and low <= y2 <= high
+            return value if inside else None
     if not _is_sequence(value) or len(value) != 4 or not all(map(is_number, value)):
         return None
     x1, y1, x2, y2 = map(float, value)
@@ -328,7 +334,10 @@ def as_rectangle(value: object, name: str = "box") -> Box:
 
 
 def _as_rectangles(values: object, name: str) -> list[Box]:
-    return [as_rectangle(value, f"{name}[{index}]") for index, value in enumerate(_items(values, name))]
+    return [
+        _rectangle(value) or as_rectangle(value, f"{name}[{index}]")  # which says what is wrong with it
+        for index, value in enumerate(_items(values, name))
+    ]
 
 
 def _is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
