@@ -25,6 +25,7 @@ import multiprocessing
 import statistics
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -43,7 +44,7 @@ from sif_ray.config import LearnerConfig, ObjectiveConfig, PromptConfig
 from sif_ray.learner.advantages import group_advantages
 from sif_ray.learner.engine import ADAM_BETAS, LearnerEngine
 from sif_ray.learner.microbatches import pack
-from sif_ray.policy.branches import BranchedBatch, BranchedSequence, branch_logprobs, collate
+from sif_ray.policy.branches import BranchedSequence, branch_logprobs, collate, hidden_states
 from sif_ray.policy.model import load_policy
 from sif_ray.policy.processor import PolicyProcessor
 from sif_ray.policy.random_policy import write_random_policy
@@ -150,7 +151,7 @@ def _apart(a: float, b: float, floor: float) -> float:
     return abs(a - b) / max(abs(a), abs(b), floor)
 
 
-class BareLoop:
+class BareLoop(ABC):
     """A policy, torch's AdamW and the GRPO loss, written out. Subclasses cut groups into micro-batches."""
 
     padding_share = math.nan
@@ -180,12 +181,12 @@ class BareLoop:
         self._optimizer.zero_grad()
         return sums, float(norm)
 
-    def _load(self, policy: str) -> nn.Module:
-        raise NotImplementedError
+    @abstractmethod
+    def _load(self, policy: str) -> nn.Module: ...
 
+    @abstractmethod
     def _scored(self, groups: Sequence[ScoredGroup]) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Of every micro-batch: log-probs, behaviour log-probs, advantages and weights, each (M,)."""
-        raise NotImplementedError
 
     def _logprobs(self, logits_MV: Tensor, targets_M: Tensor) -> Tensor:
         logits_MV[:, self._policy.config.image_token_id] = -1e9  # as in the engine
@@ -202,7 +203,7 @@ class PackedLoop(BareLoop):
         sequences = [_branched(self._processor, scored.group) for scored in groups]
         for chosen in pack([sequence.num_tokens for sequence in sequences], self._config.micro_batch_tokens):
             batch = collate([sequences[index] for index in chosen], self._policy, self._processor.pad_token_id)
-            hidden = _states(self._policy, batch)
+            hidden = hidden_states(self._policy, batch)
             logits_MV = self._policy.lm_head(hidden.flatten(0, 1)[batch.state_at_M])
             targets_M = batch.input_ids.flatten()[batch.target_at_M]
             columns = [_columns(groups[index], groups) for index in chosen]
@@ -315,7 +316,7 @@ def logprob_turn(policy: str, way: str, load: Load) -> dict[str, float]:
     if way == "branch_logprobs":
         logprobs_M, _ = branch_logprobs(model, batch)
     else:
-        logits = model.lm_head(_states(model, batch)).float()
+        logits = model.lm_head(hidden_states(model, batch)).float()
         logits[..., model.config.image_token_id] = -1e9
         every = torch.log_softmax(logits, dim=-1).flatten(0, 1)
         logprobs_M = every[batch.state_at_M].gather(-1, batch.input_ids.flatten()[batch.target_at_M][:, None])[:, 0]
@@ -385,16 +386,3 @@ def _branched(processor: PolicyProcessor, group: RolloutGroup) -> BranchedSequen
         pixel_values=processor.image_features(group.images)["pixel_values"],
         image_grid_thw=group.image_grid_thw,
     )
-
-
-def _states(policy: nn.Module, batch: BranchedBatch) -> Tensor:
-    """Hidden states (B, L, width) before the output layer."""
-    hidden: Tensor = policy.model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        pixel_values=batch.pixel_values,
-        image_grid_thw=batch.image_grid_thw,
-        use_cache=False,
-    ).last_hidden_state
-    return hidden

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
 
-class Watch:
+class Watch(ABC):
     """Takes a sample when the body starts, every `every_s` seconds in a thread, and when it ends."""
 
     def __init__(self, every_s: float) -> None:
@@ -27,9 +28,9 @@ class Watch:
         self._thread.join()
         self.sample()
 
+    @abstractmethod
     def sample(self) -> None:
         """Look, and keep what is seen."""
-        raise NotImplementedError
 
     def _watch(self) -> None:
         while not self._ended.wait(self._every_s):

@@ -145,8 +145,9 @@ def branch_logprobs(
     return torch.cat(logprobs), torch.cat(entropies)
 
 
-def _states(policy: nn.Module, batch: BranchedBatch) -> torch.Tensor:
-    hidden = policy.model(
+def hidden_states(policy: nn.Module, batch: BranchedBatch) -> torch.Tensor:
+    """Of every position before the output layer, (B, L, width)."""
+    hidden: torch.Tensor = policy.model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
         position_ids=batch.position_ids,
@@ -154,7 +155,12 @@ def _states(policy: nn.Module, batch: BranchedBatch) -> torch.Tensor:
         image_grid_thw=batch.image_grid_thw,
         use_cache=False,
     ).last_hidden_state
-    return hidden.flatten(0, 1)[batch.state_at_M]
+    return hidden
+
+
+def _states(policy: nn.Module, batch: BranchedBatch) -> torch.Tensor:
+    """Of the positions before a branch token, (M, width)."""
+    return hidden_states(policy, batch).flatten(0, 1)[batch.state_at_M]
 
 
 def _logits(policy: nn.Module, states: torch.Tensor) -> torch.Tensor:

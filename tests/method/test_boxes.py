@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from itertools import permutations
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,6 +106,18 @@ def test_few_boxes_are_measured_as_many_are(P: list[Box], G: list[Box]) -> None:
     a, b = raster(P), raster(G)
     for areas in (_few_areas, _many_areas):
         assert areas(P, G) == pytest.approx(((a & b).sum() / GRID**2, (a | b).sum() / GRID**2), abs=1e-12)
+
+
+@pytest.mark.parametrize("form", [tuple, list, np.array])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1.1e6, -1.1e6])
+@pytest.mark.parametrize("place", range(4))
+def test_coordinates_without_bounds_are_refused_in_every_form(form: Any, bad: float, place: int) -> None:
+    box = [0.1, 0.2, 0.3, 0.4]
+    assert iou(form(box), FULL_IMAGE) > 0
+    box[place] = bad
+    for measure in (lambda: iou(form(box), FULL_IMAGE), lambda: union_iou([form(box)], [FULL_IMAGE])):
+        with pytest.raises(BoxError):
+            measure()
 
 
 @given(grid_boxes(), grid_boxes())

@@ -13,7 +13,7 @@ from sif_ray.config import PromptConfig
 from sif_ray.policy.branches import BranchedSequence, branch_logprobs, collate
 from sif_ray.policy.model import load_policy, save_policy
 from sif_ray.policy.processor import PolicyProcessor
-from sif_ray.policy.tiled_attention import FLOAT32_ATTENTION
+from sif_ray.policy.tiled_attention import FLOAT32_ATTENTION, _cut
 from sif_ray.toyworld.assets import path
 from sif_ray.toyworld.render import png, render
 from sif_ray.toyworld.scenes import make_scene
@@ -113,3 +113,12 @@ def test_attention_in_tiles_equals_attention_under_the_whole_mask(heads):
         *(torch.autograd.grad((found * weights).sum(), (query, key, value)) for found in (tiled, whole)), strict=True
     ):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_tiles_leave_out_the_branches_that_a_branch_does_not_see():
+    segments = torch.tensor([0] * 57 + [branch for branch in range(1, 9) for _ in range(96)])
+    mask = torch.ones(len(segments), len(segments), dtype=torch.bool).tril()
+    mask &= (segments[:, None] == segments) | (segments == 0)
+    computed = sum(tile.mask.numel() for tile in _cut(mask).tiles)
+    assert int(mask.sum()) == sum(int(tile.mask.sum()) for tile in _cut(mask).tiles)
+    assert computed == 57 * 57 + 8 * 96 * (57 + 96)  # of 825 * 825
