@@ -134,6 +134,12 @@ TOOLS = {
             "--from-run runs/grpo max_staleness=0",
         ),
     ),
+    "chaos simulate": Tool(
+        "sif_ray.chaos.simulate",
+        "try the control plane of GRPO on virtual time, with everything around it failing",
+        ("--seeds 10000 --json simulation.json",),
+    ),
+    "chaos replay": Tool("sif_ray.chaos.replay", "run one simulated seed again, with its log", ("4711",)),
     "bench": Tool(
         "sif_ray.bench",
         "measure a part of the system on this machine",

@@ -14,7 +14,8 @@ import asyncio
 import contextlib
 import logging
 import math
-import time
+
+from sif_ray.clock import now_s
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Breaker:
         self._failures = failures
         self._cooldown_s = cooldown_s
         self._in_a_row = 0
-        self._open_until_s: float | None = None  # monotonic clock; None = closed
+        self._open_until_s: float | None = None  # None = closed
         self._probing = False
         self._changed = asyncio.Event()
         self.times_opened = 0
@@ -64,9 +65,9 @@ class Breaker:
 
     async def wait(self, max_wait_s: float) -> bool:
         """Wait until `enter` may work; False when that takes longer than `max_wait_s`."""
-        end_s = time.monotonic() + max_wait_s
+        end_s = now_s() + max_wait_s
         while (wait_s := self._wait_s()) > 0:
-            left_s = end_s - time.monotonic()
+            left_s = end_s - now_s()
             if left_s <= 0:
                 return False
             with contextlib.suppress(TimeoutError):
@@ -80,10 +81,10 @@ class Breaker:
             log.warning(
                 "the %s failed %d times in a row; next attempt in %g s", self._name, self._in_a_row, self._cooldown_s
             )
-        self._open_until_s = time.monotonic() + self._cooldown_s
+        self._open_until_s = now_s() + self._cooldown_s
 
     def _wait_s(self) -> float:
         """Seconds until an attempt may be made; 0 = now."""
         if self._open_until_s is None:
             return 0.0
-        return math.inf if self._probing else max(0.0, self._open_until_s - time.monotonic())
+        return math.inf if self._probing else max(0.0, self._open_until_s - now_s())

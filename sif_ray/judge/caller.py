@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from sif_ray.clock import now_s
 from sif_ray.config import EndpointConfig
 from sif_ray.judge.breaker import Breaker
 from sif_ray.judge.client import RATE_LIMIT, CallError, CallRefused, ChatClient, Completion, EndpointDown
@@ -42,6 +43,14 @@ class Call(Generic[T]):
     result: str = ""  # name of what was read in the audit log; "" = it is not written
 
 
+class Client(Protocol):
+    """`sif_ray.judge.client.ChatClient`, or what stands in for it."""
+
+    async def complete(self, request: Mapping[str, Any]) -> Completion: ...
+
+    async def close(self) -> None: ...
+
+
 class Caller:
     """One worker's calls of one endpoint. For one event loop.
 
@@ -58,14 +67,16 @@ class Caller:
         audit: Path,
         num_workers: int,
         ping: Call[Any] | None = None,
+        client: Client | None = None,
     ) -> None:
         """Append every attempt to the file `audit`. `name`, e.g. "judge", is that of log lines and metrics.
 
         Of the limits of `config` this worker takes its share, one in `num_workers`. `api_key` = "": none.
+        `client` takes the place of the endpoint that `config` names.
         """
         self._name = name
         self._config = config
-        self._client = ChatClient(config.base_url, api_key, config.timeout_s)
+        self._client: Client = client or ChatClient(config.base_url, api_key, config.timeout_s)
         self._limits = Limits(max(1, config.max_concurrency // num_workers), config.requests_per_minute / num_workers)
         # With a ping: failures in a row open the breaker before a call of its own has used up its retries.
         self._max_retries = max(1, config.max_retries) if ping else config.max_retries
@@ -73,7 +84,7 @@ class Caller:
         self._breaker = Breaker(name, failures, config.breaker_cooldown_s)
         self._audit = jsonl.open_for_append(audit)
         self._ping = ping
-        self._answered_s = 0.0  # monotonic clock: when any call was last answered
+        self._answered_s = 0.0  # when any call was last answered
         self.meter = Meter(name, config.usd_per_million_tokens)
 
     async def call(self, call: Call[T]) -> T:
@@ -82,7 +93,7 @@ class Caller:
         Raises `CallRefused` when the server works and will not answer this call; `EndpointDown` when it has not
         answered anybody for `max_wait_s`; another `CallError` when retries are of no use or used up.
         """
-        asked_s, numbers = time.monotonic(), itertools.count(1)
+        asked_s, numbers = now_s(), itertools.count(1)
 
         async def attempt() -> T:
             return await self._attempt(call, next(numbers), asked_s)
@@ -128,7 +139,7 @@ class Caller:
 
     async def _ask(self, call: Call[T], number: int, asked_s: float) -> T:
         """Ask once, and tell everybody what came of it. A breaker that let it enter is left."""
-        started_s = time.monotonic()
+        started_s = now_s()
         completion, result, error = Completion(), None, None
         try:
             completion = await self._client.complete(call.request())
@@ -139,9 +150,9 @@ class Caller:
             self._breaker.leave(None)
             raise
         if not (error and (error.down or error.reason == RATE_LIMIT)):
-            self._answered_s = time.monotonic()
+            self._answered_s = now_s()
         self._breaker.leave(None if error and self._is_patience(error) else not (error and error.down))
-        self._note(call, number, time.monotonic() - started_s, completion, result, error)
+        self._note(call, number, now_s() - started_s, completion, result, error)
         if error:
             raise error
         return result  # type: ignore[return-value]  # what `read` returned
@@ -160,7 +171,7 @@ class Caller:
 
     def _left_s(self, asked_s: float) -> float:
         """Seconds that a call of the time `asked_s` still waits for a model that does not answer."""
-        return max(asked_s, self._answered_s) + self._config.max_wait_s - time.monotonic()
+        return max(asked_s, self._answered_s) + self._config.max_wait_s - now_s()
 
     def _note(
         self,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator
+
+from sif_ray.clock import now_s
 
 
 class Limits:
@@ -18,17 +19,17 @@ class Limits:
         """`requests_per_minute` = 0: no limit. A minute's calls are spread over the minute, not sent in a burst."""
         self._slots = asyncio.Semaphore(max_concurrency)
         self._spacing_s = 60 / requests_per_minute if requests_per_minute else 0.0
-        self._next_s = 0.0  # no call starts earlier (monotonic clock)
+        self._next_s = 0.0  # no call starts earlier
 
     def pause(self, seconds: float) -> None:
         """Start no call for so long: the server said so (`Retry-After`)."""
-        self._next_s = max(self._next_s, time.monotonic() + seconds)
+        self._next_s = max(self._next_s, now_s() + seconds)
 
     @contextlib.asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
         """Wait for the right to make one call, and hold it inside the block."""
         async with self._slots:
-            while (wait_s := self._next_s - time.monotonic()) > 0:
+            while (wait_s := self._next_s - now_s()) > 0:
                 await asyncio.sleep(wait_s)
-            self._next_s = time.monotonic() + self._spacing_s
+            self._next_s = now_s() + self._spacing_s
             yield

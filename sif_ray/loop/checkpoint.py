@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sif_ray.checkpoints import CheckpointError, CheckpointFolder, digest_files, digest_folder, flat_settings
+from sif_ray.clock import now_s
 from sif_ray.config import GrpoConfig
 from sif_ray.records import Rollout, RolloutGroup, Sample, ScoredGroup
 
@@ -95,7 +95,7 @@ class Checkpoints:
         path = self.folder.path(state.version)
         if path.exists():
             return
-        started_s = time.monotonic()
+        started_s = now_s()
         part = self.folder.begin(state.version)
         await learner.save_checkpoint(str(part / LEARNER), {"version": state.version})
         if not (part / LEARNER).is_dir():
@@ -104,7 +104,7 @@ class Checkpoints:
                 "that all machines share"
             )
         await asyncio.to_thread(self._complete, part, state)
-        seconds = time.monotonic() - started_s
+        seconds = now_s() - started_s
         log.info("checkpoint with %d scored groups, written in %.1f s: %s", len(state.groups), seconds, path)
 
     def load(self, version: int, images_of: Callable[[str], tuple[bytes, ...]]) -> RunState:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
 import numpy as np
 
+from sif_ray.clock import now_s
 from sif_ray.config import GrpoConfig
 from sif_ray.loop.pool import WorkerDiedError
 from sif_ray.loop.requests import Ask, check_version, heldout_request
@@ -106,7 +106,7 @@ class Evaluation:
         """Means over the samples that count as "eval/total", "eval/box", ...; "eval/refused" is the number of those
         that do not, because no engine can answer them or the judge has no verdict. {} when the engines that held the
         version died: half an evaluation has no meaning."""
-        started_s = time.monotonic()
+        started_s = now_s()
         while missing := [sample for sample in self._samples if not self._has_answer(sample)]:
             async with self._pinned(self._version) as ask:
                 if ask is None:
@@ -117,7 +117,7 @@ class Evaluation:
             for sample in self._samples:
                 if sample.sample_id in self._groups:
                     scoring.create_task(self._score_one(sample))
-        return self._metrics() | {"eval/seconds": time.monotonic() - started_s}
+        return self._metrics() | {"eval/seconds": now_s() - started_s}
 
     def _has_answer(self, sample: Sample) -> bool:
         return sample.sample_id in self._groups or sample.sample_id in self._refused

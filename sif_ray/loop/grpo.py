@@ -37,6 +37,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from sif_ray.clock import now_s
 from sif_ray.config import GrpoConfig
 from sif_ray.loop.checkpoint import RunState
 from sif_ray.loop.evaluation import Evaluations
@@ -468,7 +469,7 @@ class GrpoLoop:
     async def _learn(self) -> None:
         """Take a batch, train, hand the new weights to every engine, and again."""
         await self._until("the learner", "an engine", lambda: self._engines.ready or None)  # their start is not ours
-        ended_s = time.time()
+        ended_s = now_s()
         self._learner_idle.take_share()
         while True:
             started_s = time.time()
@@ -485,9 +486,8 @@ class GrpoLoop:
             # resumed run draws what this one draws.
             state = self.state() if self._checkpoint_is_due() else None
             synced = await self._sync(self._ledger.version)
-            now_s = time.time()
-            values = batch_metrics(groups, now_s - ended_s) | trained | probe.result() | synced
-            ended_s = now_s
+            values = batch_metrics(groups, now_s() - ended_s) | trained | probe.result() | synced
+            ended_s = now_s()
             self._log(values | self._idle_shares())
             if self._completions is not None:
                 self._completions.keep(self._ledger.version, groups)

@@ -15,6 +15,7 @@ from sif_ray.config import GrpoConfig
 from sif_ray.loop.pool import WorkerDiedError
 from sif_ray.loop.requests import Ask, check_version, probe_request
 from sif_ray.records import FloatArray, RolloutGroup, Sample
+from sif_ray.rollout.errors import RolloutRequestError
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,8 @@ async def probe_parity(
     """Mean |log-prob of the engine - log-prob of the learner| over fresh tokens, of the engine where it is largest.
 
     `engines` by name and the learner, asked by `log_probs`, hold `version` until this returns. Engines that die under
-    the probe do not count; {} when none is left. Raises `VersionError`, and warns above `parity_alarm`.
+    the probe or refuse its sample do not count; {} when none is left. Raises `VersionError`, and warns above
+    `parity_alarm`.
     """
     probed: dict[str, RolloutGroup] = {}
 
@@ -35,6 +37,9 @@ async def probe_parity(
         try:
             group = await ask(probe_request(config, sample, f"probe/{version}/{name}"))
         except WorkerDiedError:
+            return
+        except RolloutRequestError as error:
+            log.warning("version %d: %s was not probed: %s", version, name, error)
             return
         check_version(group, version, f"{name} was probed at version {version}")
         probed[name] = group

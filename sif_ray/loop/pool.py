@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, Protocol, TypeVar
 
+from sif_ray.clock import now_s
 from sif_ray.config import ConfigError
 from sif_ray.loop.watchdog import Watchdog
 from sif_ray.rollout.errors import EngineDiedError, WeightSyncError
@@ -120,7 +120,7 @@ class Pool(Generic[AnyMember]):
             raise ValueError(f"the run is ending and starts no further {self.kind}")
         name = f"{self.kind} {next(self._numbers)}"
         self._places[name] = self._member(name)
-        self._empty_since_s[name] = time.monotonic()
+        self._empty_since_s[name] = now_s()
         keeper = tasks.create_task(self._keep(name), name=f"keep {name}")
         self._keepers.add(keeper)
         keeper.add_done_callback(self._keepers.discard)
@@ -143,9 +143,11 @@ class Pool(Generic[AnyMember]):
             keeper.cancel()
 
     def join(self, member: AnyMember, detail: str = "") -> None:
-        """The member is up to date and takes work from now on."""
+        """The member is up to date and takes work from now on, unless it was given up at this very moment."""
+        if member.lost.done():
+            return
         member.ready = True
-        empty_s = time.monotonic() - self._empty_since_s[member.name]
+        empty_s = now_s() - self._empty_since_s[member.name]
         log.info("%s is ready%s; its place was empty for %.1f s", member.name, detail, empty_s)
         self._changed()
 
@@ -156,7 +158,7 @@ class Pool(Generic[AnyMember]):
         member.ready = False
         member.lost.set_result(reason)
         self._watchdog.forget(member.name)
-        self._empty_since_s[member.name] = time.monotonic()
+        self._empty_since_s[member.name] = now_s()
         log.warning("%s is lost: %s; %s", member.name, reason, self._take_back(member))
         self._changed()
 
@@ -199,8 +201,8 @@ class Pool(Generic[AnyMember]):
                 error = await self._fill(self._places[name])
                 if error is None:
                     break
-                now_s = time.monotonic()
-                losses_s = [at_s for at_s in losses_s if at_s > now_s - RESTART_WINDOW_S] + [now_s]
+                lost_s = now_s()
+                losses_s = [at_s for at_s in losses_s if at_s > lost_s - RESTART_WINDOW_S] + [lost_s]
                 if len(losses_s) > MAX_RESTARTS:
                     raise PoolError(
                         f"{name} was lost {len(losses_s)} times within {RESTART_WINDOW_S:g} s and is not started "

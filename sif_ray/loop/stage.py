@@ -13,6 +13,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,13 +23,14 @@ import psutil
 
 from sif_ray import config as configuration
 from sif_ray.checkpoints import FINISHED, CheckpointError, finished_before, remove_leftovers
+from sif_ray.clock import now_s
 from sif_ray.config import ConfigError, GrpoConfig, validate
 from sif_ray.datagen.dataset import read_samples
 from sif_ray.judge.factory import check_judge
 from sif_ray.learner.actor import LearnerDied, LearnerGroup
 from sif_ray.loop.checkpoint import Checkpoints, run_settings
 from sif_ray.loop.evaluation import choose
-from sif_ray.loop.grpo import GrpoLoop
+from sif_ray.loop.grpo import GrpoLoop, LoopError
 from sif_ray.loop.ledger import Ledger
 from sif_ray.loop.pool import Factory
 from sif_ray.loop.reservation import Reservation, reserved
@@ -76,6 +78,7 @@ class Parts:
     engines: Factory
     scorers: Factory
     make_learner: Callable[[], LearnerGroup]
+    keeps_completions: bool = True  # the best and worst of each step, drawn by a thread
 
 
 def run(config: GrpoConfig) -> None:
@@ -140,14 +143,14 @@ def run(config: GrpoConfig) -> None:
 
 
 def make_ledger(config: GrpoConfig, sample_ids: list[str]) -> Ledger:
-    """The ledger of a run, on the clock of this process."""
+    """The ledger of a run, on the clock of the event loop."""
     return Ledger(
         sample_ids,
         epochs=config.epochs,
         groups_per_step=config.groups_per_step,
         max_staleness=config.max_staleness,
         lease_timeout_s=config.lease_timeout_s,
-        now_s=time.monotonic,
+        now_s=now_s,
         seed=config.seed,
         max_steps=config.max_steps,
     )
@@ -214,7 +217,7 @@ async def _train_from_checkpoint(parts: Parts, learner: LearnerGroup, metrics: M
 
     with (
         contextlib.closing(Trail(parts.folder.path / TRAIL, continue_from=ledger.version)) as trail,
-        contextlib.closing(CompletionLog(parts.folder.path, samples, ledger.num_steps)) as completions,
+        _completion_log(parts, ledger.num_steps) as completions,
         Progress("GRPO", total=ledger.num_steps, unit="steps", done=ledger.version) as progress,
     ):
         loop = GrpoLoop(
@@ -235,9 +238,20 @@ async def _train_from_checkpoint(parts: Parts, learner: LearnerGroup, metrics: M
             eval_samples=parts.eval_samples,
         )
         await _run_or_stop(loop, start_learner(), learner_is_up)
-    await learner.save_policy(str(parts.folder.path / "checkpoint"))
+    await _save_policy(learner, parts.folder.path / "checkpoint", config.stuck_after_s)
     finished = {"version": ledger.version, "counts": ledger.counts(), "dropped": ledger.dropped()}
     parts.folder.write_json(FINISHED, finished | {"settings": checkpoints.settings})
+
+
+async def _save_policy(learner: LearnerGroup, folder: Path, stuck_after_s: float) -> None:
+    try:
+        async with asyncio.timeout(stuck_after_s or None):
+            await learner.save_policy(str(folder))
+    except TimeoutError:
+        raise LoopError(
+            f"the learner is stuck: it has not written the policy to {folder} within stuck_after_s = "
+            f"{stuck_after_s:g}; nothing is lost, run again to write it from the last checkpoint"
+        ) from None
 
 
 async def _run_or_stop(loop: GrpoLoop, learner_ready: Awaitable[None], learner_is_up: asyncio.Event) -> None:
@@ -256,6 +270,12 @@ async def _run_or_stop(loop: GrpoLoop, learner_ready: Awaitable[None], learner_i
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+def _completion_log(parts: Parts, num_steps: int) -> AbstractContextManager[CompletionLog | None]:
+    if not parts.keeps_completions:
+        return contextlib.nullcontext()
+    return contextlib.closing(CompletionLog(parts.folder.path, parts.samples, num_steps))
 
 
 def _engine_factory(config: GrpoConfig, policy: str, room: Reservation, startup: Timeline) -> ActorFactory:

@@ -8,9 +8,10 @@ only waits for others is never stuck, but is in the report, so that it shows who
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+
+from sif_ray.clock import now_s
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Watchdog:
         {'engine 0': 'has answered nothing for 601 s; 1 call under way, the oldest for 601 s: generate 0/p3'}
     """
 
-    def __init__(self, stuck_after_s: float, now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, stuck_after_s: float, now_s: Callable[[], float] = now_s) -> None:
         """`stuck_after_s` 0 = nobody is ever stuck."""
         self._stuck_after_s = stuck_after_s
         self._now_s = now_s

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from types import TracebackType
+
+from sif_ray.clock import now_s
 
 
 class IdleClock:
@@ -17,7 +18,7 @@ class IdleClock:
         idle.take_share()  # since the last call: 0.2 = a fifth of the time without a request
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = now_s) -> None:
         self._clock = clock
         self._num_under_way = 0
         self._idle_s = 0.0  # since `_taken_s`, without the stretch that is not over

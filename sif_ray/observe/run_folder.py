@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import importlib.metadata
 import json
 import os
@@ -95,6 +96,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -102,6 +104,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@functools.cache
 def _commit() -> tuple[str | None, bool | None]:
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:  # installed, or git is absent
         return None, None

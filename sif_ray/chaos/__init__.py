@@ -1,0 +1,1 @@
+"""What the system promises when parts of it fail, and how that is tried."""
