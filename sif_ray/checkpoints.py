@@ -90,7 +90,8 @@ class CheckpointFolder:
         part.rename(self.path(step))
         _flush(self._folder)
         for old in sorted(self._steps())[: -self._keep]:
-            shutil.rmtree(self.path(old))
+            self.path(old).rename(self.part(old))  # at once: half of it, after a kill, would pass for a checkpoint
+            shutil.rmtree(self.part(old))
 
     def read(self, step: int) -> dict[str, Any]:
         """The state of a checkpoint whose files all have their sizes.

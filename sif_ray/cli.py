@@ -139,6 +139,11 @@ TOOLS = {
         "try the control plane of GRPO on virtual time, with everything around it failing",
         ("--seeds 10000 --json simulation.json",),
     ),
+    "chaos strike": Tool(
+        "sif_ray.chaos.strike",
+        "end, stop and damage parts of real runs on this machine, and see that they keep their promises",
+        ("engine-killed driver-killed", "--times 5 --json strikes.json"),
+    ),
     "chaos replay": Tool("sif_ray.chaos.replay", "run one simulated seed again, with its log", ("4711",)),
     "bench": Tool(
         "sif_ray.bench",

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from sif_ray.chaos.faults import Faults
-from sif_ray.chaos.truth import FIRST_POLICY, History, Truth, promise, read_history, score_of, token_of, write_history
+from sif_ray.chaos.promise import promise
+from sif_ray.chaos.truth import FIRST_POLICY, History, Truth, read_history, score_of, token_of, write_history
 from sif_ray.config import JudgeConfig
 from sif_ray.judge.caller import Call, Caller
 from sif_ray.judge.client import CallError, CallRefused, Completion
@@ -291,7 +292,7 @@ class SimulatedLearner(Process):
     async def train(self, groups: Sequence[ScoredGroup], version: int) -> dict[str, float]:
         async def train() -> dict[str, float]:
             await self.pause(1.0)
-            if version != self._history.version - 1 or not self._repeats(groups):
+            if not self._repeats(groups, version):
                 self._truth.may_train(self._history, groups, version)
                 self._history.add({scored.group.ticket_id: scored.group.oldest_version for scored in groups})
             await self.pause(0.5)
@@ -299,9 +300,10 @@ class SimulatedLearner(Process):
 
         return await self.call(train)
 
-    def _repeats(self, groups: Sequence[ScoredGroup]) -> bool:
-        """A repeated message: the step is done already."""
-        return [scored.group.ticket_id for scored in groups] == list(self._history.steps[-1])
+    def _repeats(self, groups: Sequence[ScoredGroup], version: int) -> bool:
+        """Whether this step is done already: the message came twice."""
+        tickets = [scored.group.ticket_id for scored in groups]
+        return version < self._history.version and tickets == list(self._history.steps[version])
 
     async def publish(self, version: int) -> WeightUpdate:
         async def publish() -> WeightUpdate:
@@ -376,9 +378,11 @@ class SimulatedFactory:
         return worker
 
     async def end(self, worker: Process) -> None:
-        await asyncio.sleep(self._faults.rng.random())
-        worker.die()
-        self.running.discard(worker.name)
+        try:
+            await asyncio.sleep(self._faults.rng.random())
+        finally:
+            worker.die()
+            self.running.discard(worker.name)
 
     async def stacks(self, worker: Process) -> str:
         return "in a simulation"

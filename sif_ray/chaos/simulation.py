@@ -28,7 +28,8 @@ import numpy as np
 
 from sif_ray.chaos.actors import SimulatedEngine, SimulatedFactory, SimulatedLearner, SimulatedModel, SimulatedScorer
 from sif_ray.chaos.faults import Faults, draw_rates, unsafe_files
-from sif_ray.chaos.truth import Truth, Violation, promise
+from sif_ray.chaos.promise import Violation, promise
+from sif_ray.chaos.truth import Truth
 from sif_ray.chaos.virtual_loop import Crash, Deadlock, VirtualLoop
 from sif_ray.checkpoints import CheckpointError, remove_leftovers
 from sif_ray.config import EngineConfig, GrpoConfig, JudgeConfig

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sif_ray.chaos.virtual_loop import Crash
+from sif_ray.chaos.promise import promise
 from sif_ray.config import GrpoConfig
 from sif_ray.loop.checkpoint import Checkpoints
 from sif_ray.loop.grpo import NO_SPREAD
@@ -20,16 +20,6 @@ from sif_ray.observe.trail import read_trail
 from sif_ray.records import ScoredGroup
 
 FIRST_POLICY = hashlib.sha256(b"policy").hexdigest()
-
-
-class Violation(Crash):
-    """A promise was broken. It ends the simulation there and then, past every handler of errors."""
-
-
-def promise(kept: bool, what: str) -> None:
-    """Raise `Violation` unless it is kept."""
-    if not kept:
-        raise Violation(what)
 
 
 def score_of(text: str) -> float:

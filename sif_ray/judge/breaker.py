@@ -20,10 +20,21 @@ from sif_ray.clock import now_s
 log = logging.getLogger(__name__)
 
 
+class Attempt:
+    """An attempt that the breaker has let in. It is told once how that ended."""
+
+    def __init__(self, breaker: Breaker, probes: bool) -> None:
+        self._breaker, self._probes = breaker, probes
+
+    def ended(self, alive: bool | None) -> None:
+        """The model answered, did not, or (None) was not heard out."""
+        self._breaker._attempt_ended(alive, self._probes)
+
+
 class Breaker:
     """Counts failed attempts and holds calls back. For one event loop.
 
-    Every `enter()` that returned True is followed by one `leave()`.
+    Example: `if (attempt := breaker.enter()) is not None: ...; attempt.ended(alive=True)`.
     """
 
     def __init__(self, name: str, failures: int, cooldown_s: float) -> None:
@@ -42,15 +53,14 @@ class Breaker:
         """The model is taken for down; half-open included."""
         return self._open_until_s is not None
 
-    def enter(self) -> bool:
-        """True: an attempt may be made now. False: the breaker is open, or another attempt probes already."""
+    def enter(self) -> Attempt | None:
+        """An attempt that may be made now. None: the breaker is open, or another attempt probes already."""
         if self._wait_s() > 0:
-            return False
-        self._probing = self.is_open
-        return True
+            return None
+        self._probing |= self.is_open
+        return Attempt(self, probes=self.is_open)
 
-    def leave(self, alive: bool | None) -> None:
-        """The attempt has ended: the model answered, did not, or (None) was not heard out."""
+    def _attempt_ended(self, alive: bool | None, probed: bool) -> None:
         if alive:
             if self.is_open:
                 log.warning("the %s answers again", self._name)
@@ -59,7 +69,7 @@ class Breaker:
             self._in_a_row += 1
             if self._in_a_row >= self._failures:
                 self._open()
-        self._probing = False
+        self._probing &= not probed  # attempts from before the outage may end while one probes
         self._changed.set()
         self._changed = asyncio.Event()
 

@@ -21,7 +21,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 
 from sif_ray.clock import now_s
 from sif_ray.config import EndpointConfig
-from sif_ray.judge.breaker import Breaker
+from sif_ray.judge.breaker import Attempt, Breaker
 from sif_ray.judge.client import RATE_LIMIT, CallError, CallRefused, ChatClient, Completion, EndpointDown
 from sif_ray.judge.limits import Limits
 from sif_ray.judge.meter import Meter
@@ -116,13 +116,14 @@ class Caller:
             if not await self._breaker.wait(self._left_s(asked_s)):
                 raise EndpointDown(f"{self._name} is down")
             async with self._limits.slot():
-                if not self._breaker.enter():
+                attempt = self._breaker.enter()
+                if attempt is None:
                     continue
                 if self._ping and self._breaker.is_open:
-                    await self._probe(self._ping, asked_s)
+                    await self._probe(self._ping, asked_s, attempt)
                     continue
                 try:
-                    return await self._ask(call, number, asked_s)
+                    return await self._ask(call, number, asked_s, attempt)
                 except CallError as error:
                     # An attempt while the model is down says nothing about this call, so it is none of its retries.
                     if not (error.retry and (self._breaker.is_open or self._is_patience(error))):
@@ -130,15 +131,15 @@ class Caller:
                     if self._left_s(asked_s) <= 0:
                         raise EndpointDown(error.reason, error.detail) from error
 
-    async def _probe(self, ping: Call[Any], asked_s: float) -> None:
+    async def _probe(self, ping: Call[Any], asked_s: float, attempt: Attempt) -> None:
         try:
-            await self._ask(ping, 1, asked_s)
+            await self._ask(ping, 1, asked_s, attempt)
         except CallError as error:
             if not error.retry and not isinstance(error, CallRefused):  # a wrong key: no use in waiting
                 raise
 
-    async def _ask(self, call: Call[T], number: int, asked_s: float) -> T:
-        """Ask once, and tell everybody what came of it. A breaker that let it enter is left."""
+    async def _ask(self, call: Call[T], number: int, asked_s: float, attempt: Attempt) -> T:
+        """Ask once, and tell everybody what came of it. The breaker hears of it through `attempt`."""
         started_s = now_s()
         completion, result, error = Completion(), None, None
         try:
@@ -147,11 +148,11 @@ class Caller:
         except CallError as caught:
             error = self._hold_back(caught, asked_s)
         except BaseException:
-            self._breaker.leave(None)
+            attempt.ended(None)
             raise
         if not (error and (error.down or error.reason == RATE_LIMIT)):
             self._answered_s = now_s()
-        self._breaker.leave(None if error and self._is_patience(error) else not (error and error.down))
+        attempt.ended(None if error and self._is_patience(error) else not (error and error.down))
         self._note(call, number, now_s() - started_s, completion, result, error)
         if error:
             raise error

@@ -45,7 +45,7 @@ class Factory(Protocol):
         ...
 
     async def end(self, worker: Any) -> None:
-        """End the worker, be it alive, stuck or dead. Raises nothing."""
+        """End the worker, be it alive, stuck or dead, also when this is cancelled. Raises nothing of its own."""
         ...
 
     async def stacks(self, worker: Any) -> str:

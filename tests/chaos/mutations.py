@@ -194,6 +194,13 @@ MUTATIONS = [
         "",
     ),
     Mutation(
+        "an attempt from before the outage ends the turn of the one that probes",
+        "limits of the judge",
+        "judge/breaker.py",
+        "self._probing &= not probed",
+        "self._probing = False",
+    ),
+    Mutation(
         "everybody probes a judge that is down",
         "limits of the judge",
         "judge/breaker.py",

@@ -16,8 +16,8 @@ import pytest
 from mutations import MUTATIONS, Mutation
 
 import sif_ray
-from sif_ray.chaos.simulate import simulate_all, summary
 from sif_ray.chaos.faults import Faults, Rates, unsafe_files
+from sif_ray.chaos.simulate import simulate_all, summary
 from sif_ray.chaos.simulation import draw_config
 from sif_ray.chaos.virtual_loop import Crash, Deadlock, VirtualLoop
 from sif_ray.config import validate

@@ -137,6 +137,25 @@ def test_the_newest_are_kept(checkpoints, tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000008", "step-000012"]
 
 
+def test_old_one_that_a_kill_leaves_half_removed_does_not_count(checkpoints, monkeypatch):
+    for version in (4, 8):
+        save(checkpoints, make_state(version))
+
+    def killed(path):
+        (Path(path) / "state.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("sif_ray.checkpoints.shutil.rmtree", lambda path, **options: options or killed(path))
+        save(checkpoints, make_state(12))
+    assert checkpoints.newest_version() == 12
+    for newest in (12, 8):
+        shutil.rmtree(checkpoints.folder.path(newest))
+    assert checkpoints.newest_version() is None
+    checkpoints.folder.remove_incomplete()
+    assert not list(checkpoints.folder.path(4).parent.iterdir())
+
+
 def test_version_that_is_there_is_left_alone(checkpoints):
     save(checkpoints, make_state(4))
     save(checkpoints, make_state(4, scored=()), FileLearner(b"other"))

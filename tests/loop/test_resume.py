@@ -29,6 +29,7 @@ from loop_life import EPOCHS, MAX_STALENESS, PROMPTS, DiskLearner, live, parts_o
 from sif_ray.bench.toy_dataset import write_dataset
 from sif_ray.learner.actor import LearnerDied
 from sif_ray.loop import stage
+from sif_ray.loop.grpo import LoopError
 from sif_ray.observe.metrics import read_metrics
 from sif_ray.observe.trail import read_trail
 
@@ -51,6 +52,19 @@ def check_finished(output: Path, num_tickets: int = TICKETS, max_staleness: int 
     weights = output / "checkpoint" / "weights.json"
     assert not weights.exists() or json.loads(weights.read_text()) == list(trained), "the fake learner's own memory"
     return Counter(finished["dropped"].values())
+
+
+def test_learner_that_never_writes_the_policy_ends_the_run_and_the_next_one_writes_it(tmp_path):
+    class Hangs(DiskLearner):
+        async def save_policy(self, output):
+            await asyncio.Event().wait()
+
+    limits = SHORT | {"stuck_after_s": 1.0, "lease_timeout_s": 0.5}
+    with pytest.raises(LoopError, match=r"the learner is stuck: it has not written the policy to .*checkpoint within"):
+        asyncio.run(stage.train(parts_of(tmp_path, make_learner=Hangs, **limits)))
+    assert not (tmp_path / "finished.json").exists()
+    asyncio.run(stage.train(parts_of(tmp_path, **SHORT)))
+    check_finished(tmp_path, SHORT_TICKETS)
 
 
 def test_run_without_interruption(tmp_path):

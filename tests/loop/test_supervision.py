@@ -14,7 +14,7 @@ from loop_fakes import FakeEngine, FakeLearner, FakeScorer, MortalEngine, Mortal
 from sif_ray.loop import pool
 from sif_ray.loop.grpo import LoopError
 from sif_ray.loop.pool import PoolError, WorkerDiedError
-from sif_ray.rollout.errors import EngineDiedError, WeightSyncError
+from sif_ray.rollout.errors import EngineDiedError, RolloutRequestError, WeightSyncError
 
 
 @pytest.fixture(autouse=True)
@@ -277,6 +277,45 @@ def test_engine_that_never_answers_is_named_and_replaced(what, caplog):
     assert len(lines(caplog, "engine 0 is lost: it is stuck and has answered nothing")) == 1
     if what != "start":
         assert lines(caplog, "stacks of engine 0: in Hangs")
+
+
+def test_worker_that_is_given_up_as_its_start_ends_does_not_join(caplog):
+    """Verdict and answer in the same moment: work given to it then would wait for its lease to expire."""
+    rig = Rig(num_engines=1, lease_timeout_s=60.0)
+    start = rig.engine_factory.start
+    starts: list[str] = []
+
+    async def start_too_late(name):
+        worker = await start(name)
+        starts.append(name)
+        if len(starts) == 1:
+            slot = rig.loop._engines.find(name)
+            rig.loop._engines.give_up(slot, "it is stuck")
+        return worker
+
+    rig.engine_factory.start = start_too_late
+    with caplog.at_level(logging.INFO):
+        rig.run()
+    assert all_trained_once(rig)
+    assert starts == ["engine 0", "engine 0"]
+    assert not rig.engines[0].requests
+    assert len(lines(caplog, "engine 0 is ready")) == 1
+
+
+def test_sample_that_engines_refuse_is_not_probed_and_its_ticket_is_dropped(caplog):
+    class Refuses(FakeEngine):
+        async def generate(self, request):
+            if request.sample_id == "p0":
+                raise RolloutRequestError("the prompt has 9000 tokens, max_model_len is 4096")
+            return await super().generate(request)
+
+    rig = Rig(parity_every=1)
+    rig.engines = [Refuses(engine.rng) for engine in rig.engines]
+    rig.run()
+    assert rig.ledger.dropped() == {"0/p0": "request refused: the prompt has 9000 tokens, max_model_len is 4096"}
+    assert sorted(rig.learner.trained) == sorted(f"0/{name}" for name in rig.samples if name != "p0")
+    assert lines(caplog, "version 0: engine . was not probed: the prompt has 9000 tokens")
+    assert [step for step, values in rig.recorder.metrics if "parity_mean_abs" not in values] == [1]
 
 
 def test_scorer_that_never_answers_is_named_and_replaced(caplog):

@@ -1,0 +1,265 @@
+"""Faults in real processes, each with what is promised when it strikes.
+
+Every scenario is a whole GRPO run of the real stage (Ray, vLLM, DeepSpeed) with the toy policy; what it has to keep is
+checked by `Victim.check_finished`, and that no process is left behind by `Victim.wait`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from sif_ray.chaos.promise import promise
+from sif_ray.chaos.victim import Victim, stopped
+
+STRUCK_AT = 5  # training steps
+WRONG_REQUEST = 2  # exit status
+DISK_MIB = 1024
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """`strike` is called when the run has done `STRUCK_AT` steps, and returns when it has ended well."""
+
+    name: str
+    promise: str
+    strike: Callable[[Victim], None]
+    own_disk: bool = False  # the run folder is a small disk of its own; only root can make one
+
+
+def possible(scenario: Scenario) -> bool:
+    """Whether this process may try it."""
+    return not scenario.own_disk or os.geteuid() == 0
+
+
+def run_scenario(scenario: Scenario, folder: Path) -> float:
+    """Seconds from the strike to the end of the run. Raises `Violation` when the promise is broken."""
+    victim = make_victim(folder)
+    with _small_disk(victim.output) if scenario.own_disk else contextlib.nullcontext():
+        try:
+            victim.start()
+            victim.wait_for_steps(STRUCK_AT)
+            struck_s = time.monotonic()
+            scenario.strike(victim)
+            victim.check_finished()
+            return time.monotonic() - struck_s
+        finally:
+            victim.end()
+
+
+@contextlib.contextmanager
+def _small_disk(folder: Path) -> Iterator[None]:
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def make_victim(folder: Path) -> Victim:
+    """A run in an empty folder that is made."""
+    from sif_ray.bench.answering_policy import write_answering_policy  # these import torch
+    from sif_ray.bench.toy_dataset import write_dataset
+    from sif_ray.bench.training_run import TrainingLoad, make_config
+
+    load = TrainingLoad(steps=14, groups_per_step=4, group_size=4, max_tokens=48, max_num_seqs=16, max_staleness=2)
+    folder.mkdir(parents=True)
+    write_dataset(folder / "data", (load.steps + 2) * load.groups_per_step)
+    config = make_config(folder, write_answering_policy(folder / "policy"), load)
+    config = replace(config, checkpoint_every=2, parity_every=3, lease_timeout_s=40.0, stuck_after_s=90.0)
+    return Victim(config, folder)
+
+
+# --- what strikes ----------------------------------------------------------------------------------------------------
+
+
+def _one(victim: Victim, title: str) -> psutil.Process:
+    found = victim.processes(title)
+    promise(len(found) == 1, f"{len(found)} processes of {title}")
+    return found[0]
+
+
+def _killed(title: str) -> Callable[[Victim], None]:
+    """A process that is replaced while the run goes on."""
+
+    def strike(victim: Victim) -> None:
+        _one(victim, title).kill()
+        _goes_on(victim)
+
+    return strike
+
+
+def _stopped_for(title: str, seconds: float) -> Callable[[Victim], None]:
+    """A process that stands still for a while, shorter than anybody loses patience."""
+
+    def strike(victim: Victim) -> None:
+        with stopped(_one(victim, title)):
+            time.sleep(seconds)
+        _goes_on(victim)
+
+    return strike
+
+
+def _stopped_for_good(title: str) -> Callable[[Victim], None]:
+    def strike(victim: Victim) -> None:
+        _one(victim, title).send_signal(signal.SIGSTOP)
+        _goes_on(victim)
+
+    return strike
+
+
+def _goes_on(victim: Victim) -> None:
+    status = victim.wait()
+    promise(status == 0, f"it ended with status {status}:\n{victim.log_tail()}")
+
+
+def _starts_again(victim: Victim) -> None:
+    victim.start()
+    _goes_on(victim)
+
+
+def _ends_the_run(title: str) -> Callable[[Victim], None]:
+    """A process without which nothing goes on here: an error, no process left, and the next run goes on."""
+
+    def strike(victim: Victim) -> None:
+        _one(victim, title).kill()
+        status = victim.wait()
+        promise(status != 0, f"without {title} it ended with status 0")
+        _starts_again(victim)
+
+    return strike
+
+
+def _driver_killed(victim: Victim) -> None:
+    assert victim.process is not None
+    victim.process.kill()
+    victim.wait()
+    _starts_again(victim)
+
+
+def _told_to_stop(victim: Victim) -> None:
+    assert victim.process is not None
+    victim.process.terminate()
+    status = victim.wait()
+    promise(status == 130, f"SIGTERM ended it with status {status}, 130 is a clean stop")
+    _starts_again(victim)
+
+
+# --- what the disk does ----------------------------------------------------------------------------------------------
+
+
+def _newest(victim: Victim) -> Path:
+    return max((victim.output / "checkpoints").glob("step-*"))
+
+
+def _damaged(damage: Callable[[Path], None]) -> Callable[[Victim], None]:
+    """The newest checkpoint is damaged after a kill: refused by its name, and the one before goes on without it."""
+
+    def strike(victim: Victim) -> None:
+        assert victim.process is not None
+        victim.process.kill()
+        victim.wait()
+        newest = _newest(victim)
+        damage(newest)
+        victim.start()
+        status = victim.wait()
+        promise(status == WRONG_REQUEST, f"a damaged checkpoint ended it with status {status}:\n{victim.log_tail()}")
+        promise(newest.name in victim.log_tail(), f"{newest.name} is not named:\n{victim.log_tail()}")
+        shutil.rmtree(newest)
+        _starts_again(victim)
+
+    return strike
+
+
+def _cut(name: str) -> Callable[[Path], None]:
+    def damage(checkpoint: Path) -> None:
+        file = _biggest(checkpoint, name)
+        os.truncate(file, file.stat().st_size // 2)
+
+    return damage
+
+
+def _flip(name: str) -> Callable[[Path], None]:
+    def damage(checkpoint: Path) -> None:
+        file = _biggest(checkpoint, name)
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        file.write_bytes(content)
+
+    return damage
+
+
+def _other_format(checkpoint: Path) -> None:
+    state = checkpoint / "state.json"
+    state.write_text(state.read_text().replace('"format": 1', '"format": 99'))
+
+
+def _biggest(checkpoint: Path, name: str) -> Path:
+    return max(checkpoint.rglob(name), key=lambda path: path.stat().st_size)
+
+
+def _half_written(victim: Victim) -> None:
+    """What a kill in the middle of a checkpoint leaves is ignored."""
+    assert victim.process is not None
+    victim.process.kill()
+    victim.wait()
+    newest = _newest(victim)
+    newest.rename(newest.with_name(f".{newest.name}.part"))
+    _starts_again(victim)
+
+
+def _no_space(victim: Victim) -> None:
+    """The run folder's disk is full: an error, and the next run goes on when there is room."""
+    room = shutil.disk_usage(victim.output).free
+    filler = victim.output / "filler"
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(1, room - 64 * 1024))
+    status = victim.wait()
+    promise(status not in (0, None), f"with a full disk it ended with status {status}")
+    promise("No space left" in victim.log.read_text(errors="replace"), f"not named:\n{victim.log_tail()}")
+    filler.unlink()
+    _starts_again(victim)
+
+
+def _read_only(victim: Victim) -> None:
+    """The run folder's disk turns read-only."""
+    subprocess.run(["mount", "-o", "remount,ro", str(victim.output)], check=True)
+    try:
+        status = victim.wait()
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", str(victim.output)], check=True)
+    promise(status != 0, "with a read-only disk it ended with status 0")
+    promise("Read-only file system" in victim.log.read_text(errors="replace"), f"not named:\n{victim.log_tail()}")
+    _starts_again(victim)
+
+
+SCENARIOS = [
+    Scenario("driver-killed", "the next run goes on from the newest checkpoint", _driver_killed),
+    Scenario("driver-told-to-stop", "the step ends and is saved; the next run goes on", _told_to_stop),
+    Scenario("driver-stopped", "a driver that stands still for 20 s goes on", _stopped_for("sif_ray.cli grpo", 20.0)),
+    Scenario("rollout-actor-killed", "replaced; its leases return at once", _killed("ray::RolloutActor")),
+    Scenario("engine-killed", "replaced; its leases return at once", _killed("VLLM::EngineCore")),
+    Scenario("engine-stopped", "replaced when its leases have expired", _stopped_for_good("VLLM::EngineCore")),
+    Scenario("learner-killed", "everything starts again from the newest checkpoint", _killed("ray::LearnerActor")),
+    Scenario("learner-stopped", "waited for", _stopped_for("ray::LearnerActor", 20.0)),
+    Scenario("reward-worker-killed", "replaced; its groups are scored by its successor", _killed("ray::RewardActor")),
+    Scenario("raylet-killed", "the run ends with an error, the next one goes on", _ends_the_run("raylet/raylet")),
+    Scenario("gcs-killed", "the run ends with an error, the next one goes on", _ends_the_run("gcs/gcs_server")),
+    Scenario("checkpoint-cut", "refused by name; the one before goes on", _damaged(_cut("*.pt"))),
+    Scenario("checkpoint-flipped", "refused by name; the one before goes on", _damaged(_flip("groups.parquet"))),
+    Scenario("checkpoint-state-flipped", "refused by name; the one before goes on", _damaged(_flip("state.json"))),
+    Scenario("checkpoint-of-another-format", "refused by name; the one before goes on", _damaged(_other_format)),
+    Scenario("checkpoint-half-written", "ignored; the one before goes on", _half_written),
+    Scenario("disk-full", "an error that says so; with room again the next run goes on", _no_space, own_disk=True),
+    Scenario("disk-read-only", "an error that says so; the next run goes on", _read_only, own_disk=True),
+]
