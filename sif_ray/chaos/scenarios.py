@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from sif_ray.chaos.promise import promise
-from sif_ray.chaos.victim import Victim, stopped
+from sif_ray.chaos.victim import DRIVER, Victim, stopped
 
 STRUCK_AT = 5  # training steps
 WRONG_REQUEST = 2  # exit status
@@ -246,7 +246,7 @@ def _read_only(victim: Victim) -> None:
 SCENARIOS = [
     Scenario("driver-killed", "the next run goes on from the newest checkpoint", _driver_killed),
     Scenario("driver-told-to-stop", "the step ends and is saved; the next run goes on", _told_to_stop),
-    Scenario("driver-stopped", "a driver that stands still for 20 s goes on", _stopped_for("sif_ray.cli grpo", 20.0)),
+    Scenario("driver-stopped", "a driver that stands still for 20 s goes on", _stopped_for(DRIVER, 20.0)),
     Scenario("rollout-actor-killed", "replaced; its leases return at once", _killed("ray::RolloutActor")),
     Scenario("engine-killed", "replaced; its leases return at once", _killed("VLLM::EngineCore")),
     Scenario("engine-stopped", "replaced when its leases have expired", _stopped_for_good("VLLM::EngineCore")),

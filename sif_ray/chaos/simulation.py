@@ -126,6 +126,8 @@ class Simulation:
         except CLEAN_FAILURES as error:
             if isinstance(error, CheckpointError):
                 promise(self._damaged, f"nothing was damaged, but {error}")
+            elif isinstance(error, OSError):  # which a time-out is too
+                promise("disk_fails" in self._faults.happened, f"no disk has failed, but {error!r}")
             log.info("the run has failed: %s", error)
             ended = NOTHING if self._nothing_is_left(error) else type(error).__name__
         except BaseException as error:

@@ -21,9 +21,10 @@ from sif_ray.chaos.promise import promise
 from sif_ray.config import GrpoConfig
 from sif_ray.observe.trail import read_trail
 
+DRIVER = "from sif_ray.cli import run_job; raise SystemExit(run_job('grpo'))"
 STEP_TIMEOUT_S = 300.0  # for the next step to be done, a start included
 END_TIMEOUT_S = 400.0
-GONE_TIMEOUT_S = 40.0  # for the processes of a run that has ended to follow it
+GONE_TIMEOUT_S = 90.0  # for the processes of a run that has ended to follow it; agents of Ray look about once in 40 s
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Victim:
         file.write_text(configuration.to_yaml(self.config))
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "sif_ray.cli", "grpo", "--config", str(file)],
+                [sys.executable, "-c", DRIVER, "--config", str(file)],
                 stdout=log,
                 stderr=log,
                 env=os.environ | self.environment,

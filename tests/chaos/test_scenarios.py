@@ -1,4 +1,4 @@
-"""Faults in real runs: a short form by default, all of them by name (`pytest -m slow tests/chaos/test_scenarios.py`)."""
+"""Faults in real runs: a short form by default, all by name (`pytest -m slow tests/chaos/test_scenarios.py`)."""
 
 from __future__ import annotations
 
