@@ -102,7 +102,7 @@ class CheckpointFolder:
         try:
             saved: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
             intact = saved.pop("digest") == digest_values(saved)
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
             raise self.damaged(path / STATE, repr(error)) from error
         if not intact:
             raise self.damaged(path / STATE, "its values are not those that were written")

@@ -7,12 +7,21 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from sif_ray.config.check import ConfigError, validate
 from sif_ray.config.stages import STAGES, StageConfig
+
+MAX_VALUES = 100_000  # of a file
+
+# What parsers and OmegaConf raise for text from outside. Many are of Python's own types: a date in month 13, a number
+# of 5,000 digits, a list 5,000 deep, a list where keys should be.
+_UNREADABLE = (
+    *(OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError, RecursionError),
+    *(AttributeError, AssertionError, LookupError, OverflowError),
+)
 
 
 def load(stage: str, path: str | None = None, overrides: Sequence[str] = ()) -> Any:
@@ -29,7 +38,7 @@ def load_block(block: type[Any], path: str | None = None, overrides: Sequence[st
 
     def parts() -> Iterator[Any]:
         if path is not None:
-            yield OmegaConf.create(_read(path))
+            yield OmegaConf.create(_bounded(_read(path), path))
         yield OmegaConf.from_dotlist(list(overrides))
 
     return _merged(block, parts, where)
@@ -43,11 +52,31 @@ def load_values(stage: str, values: Mapping[str, Any]) -> Any:
 def _merged(block: type[Any], parts: Callable[[], Iterator[Any]], where: str) -> Any:
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(block), *parts()))
-    except (OmegaConfBaseException, YAMLError, TypeError, UnicodeDecodeError) as error:
-        what, key = str(error).splitlines()[0], getattr(error, "full_key", None) or ""
+        validate(config)
+    except ConfigError:
+        raise
+    except _UNREADABLE as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        key = getattr(error, "full_key", None) or ""
         raise ConfigError(f"{where}: {what if key in what else f'{key}: {what}'}") from error
-    validate(config)
     return config
+
+
+def _bounded(text: str, path: str) -> str:
+    """The text, unless its aliases multiply to more values than anybody writes. Raises `ConfigError`."""
+    sizes: dict[int, int] = {}  # by node: values in it, aliases written out
+
+    def size(node: Any) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = MAX_VALUES  # what an alias to a node within itself comes to
+            inner = node.value if isinstance(node, yaml.CollectionNode) else []
+            parts = [part for pair in inner for part in pair] if isinstance(node, yaml.MappingNode) else inner
+            sizes[id(node)] = 1 + sum(map(size, parts))
+        return sizes[id(node)]
+
+    if size(yaml.compose(text, yaml.SafeLoader)) >= MAX_VALUES:
+        raise ConfigError(f"{path}: more than {MAX_VALUES} values when its aliases (*name) are written out; use fewer")
+    return text
 
 
 def _read(path: str) -> str:

@@ -11,9 +11,12 @@ subsets.json           named lists of accepted rows; with it the released layout
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.dataset as pads
 
 from sif_ray.config import ConfigError
@@ -48,20 +51,26 @@ def read_manifest(place: Place) -> dict[str, Any]:
             else "make one with sif-ray generate"
         )
         raise DatasetError(f"{folder.url}: no finished dataset ({MANIFEST} is missing); {how}")
-    manifest: dict[str, Any] = folder.read_json(MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise DatasetError(
-            f"{folder.url}: format {manifest.get('format')!r}; this version reads {FORMAT}; generate it again"
-        )
+    with _damage_named(folder):
+        manifest: dict[str, Any] = folder.read_json(MANIFEST)
+        found = manifest.get("format")
+    if found != FORMAT:
+        raise DatasetError(f"{folder.url}: format {found!r}; this version reads {FORMAT}; generate it again")
     return manifest
 
 
 def read_samples(place: Place, split: str | None = None) -> list[Sample]:
     """The accepted rows of a split or subset (None = all), by split and sample id: the rows of a scene are neighbours.
 
-    Raises `DatasetError` for a folder without manifest, a split that it does not have, and missing or surplus rows.
+    Raises `DatasetError` for a folder without manifest, a split that it does not have, missing or surplus rows, and
+    files that are damaged.
     """
     folder = as_folder(place)
+    with _damage_named(folder):
+        return _read_samples(folder, split)
+
+
+def _read_samples(folder: Folder, split: str | None) -> list[Sample]:
     counts = read_manifest(folder)["counts"]["splits"]
     subsets = folder.read_json(SUBSETS) if folder.exists(SUBSETS) else {}
     if split is None or split in counts:
@@ -83,9 +92,24 @@ def read_rejected(place: Place) -> list[tuple[Sample, tuple[str, ...]]]:
     """The refused rows with their reasons, in order of sample id."""
     folder = as_folder(place)
     read_manifest(folder)
-    rows = _rows(folder, REJECTED).to_table().to_pylist() if folder.exists(REJECTED) else []
-    found = [(sample_from_row(row), tuple(row["reasons"])) for row in rows]
+    with _damage_named(folder):
+        rows = _rows(folder, REJECTED).to_table().to_pylist() if folder.exists(REJECTED) else []
+        found = [(sample_from_row(row), tuple(row["reasons"])) for row in rows]
     return sorted(found, key=lambda item: item[0].sample_id)
+
+
+@contextlib.contextmanager
+def _damage_named(folder: Folder) -> Iterator[None]:
+    """What readers of JSON and Parquet raise, for bytes that they do not understand too, as a `DatasetError`."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError, pa.ArrowException) as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DatasetError(
+            f"{folder.url}: its files cannot be read ({what}); if they are damaged, generate it again"
+        ) from error
 
 
 def _rows(folder: Folder, kind: str) -> pads.Dataset:
