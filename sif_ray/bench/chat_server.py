@@ -126,12 +126,12 @@ class _Connection(asyncio.Protocol):
             self._service.take(body, self._transport)
 
 
-async def _serve(latency_s: float) -> None:
+async def _serve(latency_s: float, port: int) -> None:
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
     service = _Service(latency_s)
-    server = await loop.create_server(lambda: _Connection(service), "127.0.0.1", 0)
+    server = await loop.create_server(lambda: _Connection(service), "127.0.0.1", port)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     await stopped.wait()
@@ -141,4 +141,6 @@ async def _serve(latency_s: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--latency-s", type=float, required=True)
-    asyncio.run(_serve(parser.parse_args().latency_s))
+    parser.add_argument("--port", type=int, default=0, help="0 = any that is free")
+    options = parser.parse_args()
+    asyncio.run(_serve(options.latency_s, options.port))

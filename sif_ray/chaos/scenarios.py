@@ -7,10 +7,12 @@ checked by `Victim.check_finished`, and that no process is left behind by `Victi
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,12 +20,21 @@ from pathlib import Path
 
 import psutil
 
-from sif_ray.chaos.promise import promise
-from sif_ray.chaos.victim import DRIVER, Victim, stopped
+from sif_ray.chaos.promise import Violation, promise
+from sif_ray.chaos.victim import DRIVER, JudgeServer, Victim, stopped
+from sif_ray.config import JudgeConfig
 
 STRUCK_AT = 5  # training steps
 WRONG_REQUEST = 2  # exit status
 DISK_MIB = 1024
+FIND_TIMEOUT_S = 10.0  # for a process that is to be struck
+FILL_STORE = """
+import sys, time, ray, numpy
+ray.init(sys.argv[1], log_to_driver=False)
+size = int(ray.cluster_resources()["object_store_memory"])
+kept = [ray.put(numpy.zeros(size // 20, numpy.uint8)) for _ in range(30)]
+time.sleep(15)
+"""
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,7 @@ class Scenario:
     promise: str
     strike: Callable[[Victim], None]
     own_disk: bool = False  # the run folder is a small disk of its own; only root can make one
+    judged: bool = False  # by a model over HTTP
 
 
 def possible(scenario: Scenario) -> bool:
@@ -41,11 +53,24 @@ def possible(scenario: Scenario) -> bool:
     return not scenario.own_disk or os.geteuid() == 0
 
 
+class ScenarioFailed(AssertionError):
+    """The promise was broken; the message says how."""
+
+
 def run_scenario(scenario: Scenario, folder: Path) -> float:
-    """Seconds from the strike to the end of the run. Raises `Violation` when the promise is broken."""
+    """Seconds from the strike to the end of the run. Raises `ScenarioFailed` when the promise is broken."""
+    try:
+        return _seconds(scenario, folder)
+    except Violation as violation:
+        raise ScenarioFailed(f"{scenario.name}: {violation}") from violation
+
+
+def _seconds(scenario: Scenario, folder: Path) -> float:
     victim = make_victim(folder)
     with _small_disk(victim.output) if scenario.own_disk else contextlib.nullcontext():
         try:
+            if scenario.judged:
+                _give_judge(victim)
             victim.start()
             victim.wait_for_steps(STRUCK_AT)
             struck_s = time.monotonic()
@@ -54,6 +79,22 @@ def run_scenario(scenario: Scenario, folder: Path) -> float:
             return time.monotonic() - struck_s
         finally:
             victim.end()
+            if victim.judge is not None:
+                victim.judge.kill()
+
+
+def _give_judge(victim: Victim) -> None:
+    victim.judge = JudgeServer()
+    victim.judge.start()
+    patient = JudgeConfig(
+        kind="llm",
+        model="bench",
+        base_url=victim.judge.base_url,
+        timeout_s=10.0,
+        max_wait_s=30.0,
+        breaker_cooldown_s=1.0,
+    )
+    victim.config = replace(victim.config, judge=patient)
 
 
 @contextlib.contextmanager
@@ -84,8 +125,10 @@ def make_victim(folder: Path) -> Victim:
 
 
 def _one(victim: Victim, title: str) -> psutil.Process:
-    found = victim.processes(title)
-    promise(len(found) == 1, f"{len(found)} processes of {title}")
+    deadline_s = time.monotonic() + FIND_TIMEOUT_S
+    while len(found := victim.processes(title)) != 1:
+        promise(time.monotonic() < deadline_s, f"{len(found)} processes of {title} among {victim.titles()}")
+        time.sleep(0.1)
     return found[0]
 
 
@@ -153,6 +196,43 @@ def _told_to_stop(victim: Victim) -> None:
     status = victim.wait()
     promise(status == 130, f"SIGTERM ended it with status {status}, 130 is a clean stop")
     _starts_again(victim)
+
+
+def _judge_killed(victim: Victim) -> None:
+    assert victim.judge is not None
+    victim.judge.kill()
+    time.sleep(15.0)
+    victim.judge.start()
+    _goes_on(victim)
+    finished = json.loads((victim.output / "finished.json").read_text())
+    promise(not finished["dropped"], f"an outage of 15 s cost prompts: {finished['dropped']}")
+
+
+def _no_memory(title: str, struck: Callable[[Victim], None]) -> Callable[[Victim], None]:
+    """The process gets no more memory than it has."""
+
+    def strike(victim: Victim) -> None:
+        process = _one(victim, title)
+        room = process.memory_info().vms + 2**20
+        process.rlimit(psutil.RLIMIT_AS, (room, room))
+        struck(victim)
+
+    return strike
+
+
+def _fails_and_starts_again(victim: Victim) -> None:
+    status = victim.wait()
+    promise(status == 1, f"it ended with status {status}:\n{victim.log_tail()}")
+    promise("memory" in victim.log.read_text(errors="replace"), f"memory is not named:\n{victim.log_tail()}")
+    _starts_again(victim)
+
+
+def _full_store(victim: Victim) -> None:
+    """Somebody else fills the object store, and lets go after a while."""
+    command = _one(victim, "raylet/raylet").cmdline()
+    (address,) = (word.removeprefix("--gcs-address=") for word in command if word.startswith("--gcs-address="))
+    subprocess.run([sys.executable, "-c", FILL_STORE, address], check=True, capture_output=True, timeout=120)
+    _goes_on(victim)
 
 
 # --- what the disk does ----------------------------------------------------------------------------------------------
@@ -255,6 +335,19 @@ SCENARIOS = [
     Scenario("reward-worker-killed", "replaced; its groups are scored by its successor", _killed("ray::RewardActor")),
     Scenario("raylet-killed", "the run ends with an error, the next one goes on", _ends_the_run("raylet/raylet")),
     Scenario("gcs-killed", "the run ends with an error, the next one goes on", _ends_the_run("gcs/gcs_server")),
+    Scenario(
+        "judge-killed",
+        "waited for; no prompt is dropped and none trains on a made-up reward",
+        _judge_killed,
+        judged=True,
+    ),
+    Scenario("object-store-full", "Ray spills to disk, and the run goes on", _full_store),
+    Scenario(
+        "learner-out-of-memory",
+        "the run ends with an error that says so, the next one goes on",
+        _no_memory("ray::LearnerActor", _fails_and_starts_again),
+    ),
+    Scenario("engine-out-of-memory", "replaced", _no_memory("VLLM::EngineCore", _goes_on)),
     Scenario("checkpoint-cut", "refused by name; the one before goes on", _damaged(_cut("*.pt"))),
     Scenario("checkpoint-flipped", "refused by name; the one before goes on", _damaged(_flip("groups.parquet"))),
     Scenario("checkpoint-state-flipped", "refused by name; the one before goes on", _damaged(_flip("state.json"))),

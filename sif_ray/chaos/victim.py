@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -27,13 +26,37 @@ END_TIMEOUT_S = 400.0
 GONE_TIMEOUT_S = 90.0  # for the processes of a run that has ended to follow it; agents of Ray look about once in 40 s
 
 
+class JudgeServer:
+    """An OpenAI-compatible judge on loopback that can be killed and comes back at the same address."""
+
+    def __init__(self) -> None:
+        self._port = 0
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self._port}/v1"
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "sif_ray.bench.chat_server", "--latency-s", "0.2", "--port", str(self._port)]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self._port = int(self._process.stdout.readline())
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
 @dataclass
 class Victim:
     """The stage `grpo` under `config`, started as often as it takes."""
 
     config: GrpoConfig
     folder: Path
-    environment: dict[str, str] = field(default_factory=dict)
+    judge: JudgeServer | None = None
     process: subprocess.Popen[bytes] | None = None
     seen: list[psutil.Process] = field(default_factory=list)  # whatever belonged to it
 
@@ -54,7 +77,6 @@ class Victim:
                 [sys.executable, "-c", DRIVER, "--config", str(file)],
                 stdout=log,
                 stderr=log,
-                env=os.environ | self.environment,
                 start_new_session=True,
             )
 
@@ -94,6 +116,10 @@ class Victim:
         """Those of its processes that have `title` in their command line."""
         self._look()
         return [process for process in self.seen if process.is_running() and title in _told(process)]
+
+    def titles(self) -> list[str]:
+        """What its processes call themselves."""
+        return [_told(process)[:80] for process in self.seen if process.is_running()]
 
     def end(self) -> None:
         """Kill what is left of it."""
