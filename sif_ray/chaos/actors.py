@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from sif_ray.chaos.faults import Faults
-from sif_ray.chaos.promise import promise
 from sif_ray.chaos.truth import FIRST_POLICY, History, Truth, read_history, score_of, token_of, write_history
 from sif_ray.config import JudgeConfig
 from sif_ray.judge.caller import Call, Caller
@@ -214,8 +213,8 @@ class SimulatedModel:
     """The judge of one worker behind the wire: it is down for stretches of time, refuses, asks for patience, or
     answers. It holds its caller to the limits of the configuration."""
 
-    def __init__(self, faults: Faults, config: JudgeConfig, num_workers: int) -> None:
-        self._faults = faults
+    def __init__(self, faults: Faults, truth: Truth, config: JudgeConfig, num_workers: int) -> None:
+        self._faults, self._truth = faults, truth
         self._max_concurrency = max(1, config.max_concurrency // num_workers)
         self._spacing_s = 60 * num_workers / config.requests_per_minute if config.requests_per_minute else 0.0
         self._most_failures, self._cooldown_s = config.breaker_failures, config.breaker_cooldown_s
@@ -223,18 +222,21 @@ class SimulatedModel:
         self._started_s = self._failed_s = -1e9
         self._failures = 0  # in a row, that speak against the server
         self._probing = False  # somebody asks a judge that is taken for down
+        self._timeout_s = config.timeout_s
         self._down_until_s = self._up_until_s = 0.0
 
     async def complete(self, request: Any) -> Completion:
         now_s = asyncio.get_running_loop().time()
-        promise(now_s - self._started_s >= self._spacing_s - 1e-6, "calls of the judge follow too closely")
-        promise(
+        self._truth.promise(now_s - self._started_s >= self._spacing_s - 1e-6, "calls of the judge follow too closely")
+        self._truth.promise(
             self._under_way < self._max_concurrency, f"more than {self._max_concurrency} calls of the judge at once"
         )
         probes = self._failures >= self._most_failures
         if probes:
-            promise(not self._probing, "two probes of a judge that is down")
-            promise(now_s - self._failed_s >= self._cooldown_s - 1e-6, "a judge that is down gets no time to cool down")
+            self._truth.promise(not self._probing, "two probes of a judge that is down")
+            self._truth.promise(
+                now_s - self._failed_s >= self._cooldown_s - 1e-6, "a judge that is down gets no time to cool down"
+            )
         self._started_s = now_s
         self._under_way += 1
         self._probing |= probes
@@ -252,7 +254,10 @@ class SimulatedModel:
 
     async def _complete(self, request: Any) -> Completion:
         faults, rng = self._faults, self._faults.rng
-        await asyncio.sleep(rng.expovariate(1 / 0.3))
+        seconds = rng.expovariate(1 / 0.3) * (LATE if faults.happens("late") else 1.0)
+        await asyncio.sleep(min(seconds, self._timeout_s))
+        if seconds > self._timeout_s:
+            raise CallError("timeout", retry=True, down=True)
         if self._is_down():
             raise CallError("HTTP 503", retry=True, down=True)
         if faults.happens("judge_fails"):
@@ -307,7 +312,9 @@ class SimulatedLearner(Process):
 
     async def publish(self, version: int) -> WeightUpdate:
         async def publish() -> WeightUpdate:
-            promise(version == self._history.version, f"version {self._history.version} is published as {version}")
+            self._truth.promise(
+                version == self._history.version, f"version {self._history.version} is published as {version}"
+            )
             await self.pause(0.2)
             policy = self._history.policies[-1]
             spec = TensorSpec("weight", "float32", (16,), int(policy[-8:], 16), bucket=0, offset_bytes=0)
@@ -320,7 +327,9 @@ class SimulatedLearner(Process):
             version, policy = self._history.version, self._history.policies[-1]
             for group in groups:
                 tokens = {int(token) for rollout in group.rollouts for token in rollout.token_ids_T}
-                promise(tokens == {token_of(policy)}, f"a probe of version {version} with tokens of other weights")
+                self._truth.promise(
+                    tokens == {token_of(policy)}, f"a probe of version {version} with tokens of other weights"
+                )
             await self.pause(0.3)
             return [[rollout.logprobs_T for rollout in group.rollouts] for group in groups]
 
@@ -328,7 +337,9 @@ class SimulatedLearner(Process):
 
     async def save_checkpoint(self, folder: str, client_state: dict[str, Any]) -> None:
         async def save() -> None:
-            promise(client_state["version"] == self._history.version, f"{client_state} of {self._history.version}")
+            self._truth.promise(
+                client_state["version"] == self._history.version, f"{client_state} of {self._history.version}"
+            )
             await self.pause(0.5)
             Path(folder).mkdir(exist_ok=True)
             write_history(Path(folder), self._history)
@@ -364,15 +375,15 @@ class SimulatedLearner(Process):
 class SimulatedFactory:
     """Starts processes of one kind."""
 
-    def __init__(self, make: Callable[[str], Process], faults: Faults) -> None:
-        self._make, self._faults = make, faults
+    def __init__(self, make: Callable[[str], Process], faults: Faults, truth: Truth) -> None:
+        self._make, self._faults, self._truth = make, faults, truth
         self.running: set[str] = set()
 
     async def start(self, name: str) -> Process:
         await asyncio.sleep(self._faults.rng.expovariate(1 / 3.0))
         if self._faults.happens("start_fails"):
             raise RuntimeError("no room in the simulation")
-        promise(name not in self.running, f"{name} is started beside the one that runs")
+        self._truth.promise(name not in self.running, f"{name} is started beside the one that runs")
         worker = self._make(name)
         self.running.add(name)
         return worker

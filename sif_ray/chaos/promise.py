@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from sif_ray.chaos.virtual_loop import Crash
 
-
-class Violation(Crash):
-    """A promise was broken. It ends what is tried there and then, past every handler of errors."""
+class Violation(AssertionError):
+    """A promise was broken."""
 
 
 def promise(kept: bool, what: str) -> None:

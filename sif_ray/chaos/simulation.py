@@ -84,6 +84,7 @@ class Simulation:
         self._hash = hashlib.sha256()
         self._damaged = False  # the newest checkpoint
         self._graveyard: list[VirtualLoop] = []  # whose coroutines must not be unwound yet
+        self._main: asyncio.Task[None] | None = None
         self.outcome = Outcome(seed)
 
     def run(self) -> Outcome:
@@ -96,7 +97,7 @@ class Simulation:
                 self._between_lives()
             if outcome.lives[-1] == FINISHED:
                 self._truth.check_end(self._folder, self._checkpoints())
-        except (Violation, Exception) as error:  # noqa: BLE001  # also the checks' own: what they read is damaged
+        except Exception as error:  # noqa: BLE001  # also the checks' own: what they read is damaged
             outcome.violation = f"{type(error).__name__}: {error}"
         outcome.faults = dict(sorted(self._faults.happened.items()))
         outcome.most_tasks = self._truth.most_tasks
@@ -158,8 +159,8 @@ class Simulation:
                 RunFolder(self._folder),
                 Timeline(self._folder / stage.STARTUP),
                 checkpoints,
-                engines=SimulatedFactory(lambda name: SimulatedEngine(name, faults, truth), faults),
-                scorers=SimulatedFactory(self._scorer, faults),
+                engines=SimulatedFactory(lambda name: SimulatedEngine(name, faults, truth), faults, truth),
+                scorers=SimulatedFactory(self._scorer, faults, truth),
                 make_learner=lambda: SimulatedLearner(faults, truth),  # type: ignore[arg-type, return-value]
                 keeps_completions=False,  # by a thread
             )
@@ -167,7 +168,7 @@ class Simulation:
 
     def _scorer(self, name: str) -> SimulatedScorer:
         judge, workers = self._config.judge, self._config.num_reward_workers
-        model = SimulatedModel(self._faults, judge, workers)
+        model = SimulatedModel(self._faults, self._truth, judge, workers)
         caller = Caller("judge", judge, "", self._folder / f"audit-{name}.jsonl", workers, client=model)
         return SimulatedScorer(name, self._faults, self._truth, caller)
 
@@ -179,7 +180,7 @@ class Simulation:
         if self._events >= MAX_EVENTS:
             raise Violation(f"{MAX_EVENTS} events in {self._loop.time():.0f} s, and no end")
         self._hash.update(_DOUBLE.pack(self._loop.time()))
-        self._truth.check_memory(len(self._loop.tasks))
+        self._truth.after_event(len(self._loop.tasks))
         if self._faults.any_time:
             if self._faults.happens("driver_dies"):
                 raise Crash

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sif_ray.chaos.promise import promise
+from sif_ray.chaos.promise import Violation, promise
 from sif_ray.config import GrpoConfig
 from sif_ray.loop.checkpoint import Checkpoints
 from sif_ray.loop.grpo import NO_SPREAD
@@ -68,54 +68,65 @@ class Truth:
         self._scores: dict[str, list[float]] = {}  # by ticket: of the group that was trained
         self._equal: dict[str, set[float]] = {}  # by ticket: of groups without spread
         self.most_tasks = 0
+        self._broken: Violation | None = None
+
+    def promise(self, kept: bool, what: str) -> None:
+        """Raise `Violation` unless it is kept. The code under test may catch that; `after_event` raises it again."""
+        try:
+            promise(kept, what)
+        except Violation as violation:
+            self._broken = violation
+            raise
 
     # --- while it runs -----------------------------------------------------------------------------------------------
 
     def may_train(self, history: History, groups: Sequence[ScoredGroup], version: int) -> None:
         """A batch arrives at the learner."""
-        promise(version == history.version, f"a batch of version {version} for a learner at {history.version}")
+        self.promise(version == history.version, f"a batch of version {version} for a learner at {history.version}")
         tickets = [scored.group.ticket_id for scored in groups]
         again = history.tickets() & set(tickets)
-        promise(not again and len(set(tickets)) == len(tickets), f"trained twice: {sorted(again) or tickets}")
+        self.promise(not again and len(set(tickets)) == len(tickets), f"trained twice: {sorted(again) or tickets}")
         for scored in groups:
             group = scored.group
             age = version - group.oldest_version
-            promise(
+            self.promise(
                 0 <= age <= self.config.max_staleness and group.newest_version <= version,
                 f"{group.ticket_id}: tokens of versions {group.oldest_version} to {group.newest_version} at {version}, "
                 f"max_staleness = {self.config.max_staleness}",
             )
             for rollout in group.rollouts:
                 written = [token_of(history.policies[v]) for v, count in rollout.version_spans for _ in range(count)]
-                promise(
+                self.promise(
                     rollout.token_ids_T.tolist() == written, f"{group.ticket_id}: tokens of weights never published"
                 )
-            self._scores[group.ticket_id] = _scores_of(scored)
+            self._scores[group.ticket_id] = self._scores_of(scored)
 
     def may_update(self, name: str, held: int, wanted: int) -> None:
         """An update arrives at an engine."""
-        promise(wanted > held, f"{name} holds version {held} and is sent {wanted}")
+        self.promise(wanted > held, f"{name} holds version {held} and is sent {wanted}")
 
     def may_generate(self, name: str, ticket_id: str, held: int, acknowledged: int | None, tickets: int) -> None:
         """The loop asks an engine for something new; `acknowledged` is None while an update is under way, `tickets` is
         what the engine still owes it, this one included."""
-        promise(
+        self.promise(
             acknowledged is not None,
             f"{name} was asked for {ticket_id} while its update was not acknowledged (it holds version {held})",
         )
         most = groups_per_engine(self.config)
-        promise(tickets <= most, f"{name} was given {tickets} tickets at once, at most {most} fit")
+        self.promise(tickets <= most, f"{name} was given {tickets} tickets at once, at most {most} fit")
 
     def was_scored(self, ticket_id: str, scores_G: Sequence[float]) -> None:
         """The loop gets the rewards of a ticket's group, which it may drop if they are all equal."""
         if len(set(scores_G)) == 1:
             self._equal.setdefault(ticket_id, set()).add(scores_G[0])
 
-    def check_memory(self, num_tasks: int) -> None:
-        """After every event."""
+    def after_event(self, num_tasks: int) -> None:
+        """End the run if a promise was broken, or there are more tasks than it can need."""
+        if self._broken is not None:
+            raise self._broken
         if num_tasks > self.most_tasks:
             self.most_tasks = num_tasks
-            promise(num_tasks <= self.max_tasks, f"{num_tasks} tasks, at most {self.max_tasks} were expected")
+            self.promise(num_tasks <= self.max_tasks, f"{num_tasks} tasks, at most {self.max_tasks} were expected")
 
     # --- what is left of it ------------------------------------------------------------------------------------------
 
@@ -124,13 +135,13 @@ class Truth:
         state = checkpoints.load(version, images_of=lambda sample_id: (b"", b""))
         ledger = state.ledger
         history = read_history(Path(checkpoints.learner_folder(version)))
-        promise(history.version == version == ledger["version"], f"checkpoint {version} is of {history.version}")
+        self.promise(history.version == version == ledger["version"], f"checkpoint {version} is of {history.version}")
         trained = sum(last - first + 1 for first, last in ledger["trained"])
-        promise(trained == len(history.tickets()), f"{trained} tickets closed, {len(history.tickets())} trained")
+        self.promise(trained == len(history.tickets()), f"{trained} tickets closed, {len(history.tickets())} trained")
         known = history.tickets() | ledger["scored"].keys()
-        promise(len(known) == trained + len(ledger["scored"]), "a ticket is trained and waits to be")
+        self.promise(len(known) == trained + len(ledger["scored"]), "a ticket is trained and waits to be")
         scores = {ticket_id: self._scores[ticket_id] for ticket_id in history.tickets()}
-        scores |= {ticket_id: _scores_of(scored) for ticket_id, scored in state.groups.items()}
+        scores |= {ticket_id: self._scores_of(scored) for ticket_id, scored in state.groups.items()}
         equal = {ticket_id for ticket_id, reason in ledger["dropped"].items() if reason == NO_SPREAD}
         means = state.record["means"]
         record = ProgressRecord(self.config.profile)
@@ -138,30 +149,39 @@ class Truth:
             epoch, sample_id = _epoch_of(ticket_id), ticket_id.split("/", 1)[1]
             if ticket_id in equal:  # the group is gone, and an attempt before it may have been without spread too
                 kept = [mean for of_epoch, mean in means.get(sample_id, []) if of_epoch == epoch]
-                promise(not kept or kept[0] in self._equal[ticket_id], f"{ticket_id} was dropped with mean {kept}")
+                self.promise(not kept or kept[0] in self._equal[ticket_id], f"{ticket_id} was dropped with mean {kept}")
                 scores[ticket_id] = kept or [min(self._equal[ticket_id])]
             record.update(sample_id, scores[ticket_id], epoch)
         computed = record.state_dict()["means"]
-        promise(means == computed, f"progress record of version {version}: {means}, by the groups {computed}")
+        self.promise(means == computed, f"progress record of version {version}: {means}, by the groups {computed}")
 
     def check_end(self, folder: Path, checkpoints: Checkpoints) -> None:
         """A run that says it has finished."""
         finished = json.loads((folder / "finished.json").read_text())
         history = read_history(folder / "checkpoint")
         trained, dropped = history.tickets(), set(finished["dropped"])
-        promise(not trained & dropped, f"trained and dropped: {sorted(trained & dropped)}")
-        promise(
+        self.promise(not trained & dropped, f"trained and dropped: {sorted(trained & dropped)}")
+        self.promise(
             len(trained | dropped) == self.num_tickets,
             f"{len(trained)} tickets trained and {len(dropped)} dropped of {self.num_tickets}",
         )
-        promise(finished["version"] == history.version, f"finished at {finished['version']}, learner {history.version}")
+        self.promise(
+            finished["version"] == history.version, f"finished at {finished['version']}, learner {history.version}"
+        )
         trail = read_trail(folder / "trained.jsonl")
-        promise(list(trail) == list(range(1, history.version + 1)), f"the trail is of versions {list(trail)}")
-        promise(list(trail.values()) == history.steps, "the trail tells of other steps than the learner's")
+        self.promise(list(trail) == list(range(1, history.version + 1)), f"the trail is of versions {list(trail)}")
+        self.promise(list(trail.values()) == history.steps, "the trail tells of other steps than the learner's")
         newest = checkpoints.newest_version()
-        promise(newest == history.version or newest is None, f"the last checkpoint is {newest}")
+        self.promise(newest == (history.version or None), f"the last checkpoint is {newest}")
         if newest is not None:
             self.check_checkpoint(checkpoints, newest)
+
+    def _scores_of(self, scored: ScoredGroup) -> list[float]:
+        """The judge's scores of a group, by what was written, which are those that it came with."""
+        scores = [score_of(rollout.text) for rollout in scored.group.rollouts]
+        found = scored.terms_G["answer_score"].tolist()
+        self.promise(found == scores, f"{scored.group.ticket_id} has the rewards of others: {found} for {scores}")
+        return scores
 
 
 HISTORY = "history.json"
@@ -175,14 +195,6 @@ def write_history(folder: Path, history: History) -> None:
 def read_history(folder: Path) -> History:
     """The inverse of `write_history`."""
     return History(json.loads((folder / HISTORY).read_text()))
-
-
-def _scores_of(scored: ScoredGroup) -> list[float]:
-    """The judge's scores of a group, by what was written, which are those that it came with."""
-    scores = [score_of(rollout.text) for rollout in scored.group.rollouts]
-    found = scored.terms_G["answer_score"].tolist()
-    promise(found == scores, f"{scored.group.ticket_id} has the rewards of others: {found} for {scores}")
-    return scores
 
 
 def _epoch_of(ticket_id: str) -> int:

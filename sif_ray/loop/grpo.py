@@ -516,7 +516,7 @@ class GrpoLoop:
     async def _sync(self, version: int) -> dict[str, float]:
         """Publish `version` and wait for the engines that live and are not evaluating."""
         self._notify()
-        started_s = time.time()
+        started_s, began_s = time.time(), now_s()
         update = await self._publish(version)
 
         def received() -> list[_Slot] | None:
@@ -524,10 +524,9 @@ class GrpoLoop:
             return slots if all(slot.version == version for slot in slots) else None
 
         slots = await self._wait_for("the sync", f"receipts of version {version}", received)
-        ended_s = time.time()
-        self._timeline.span("sync", "sync", started_s, ended_s, step=version)
+        self._timeline.span("sync", "sync", started_s, time.time(), step=version)
         return {
-            "sync_s": ended_s - started_s,
+            "sync_s": now_s() - began_s,
             "sync_bytes": float(update.num_bytes * len(slots)),
             **receipt_metrics([slot.receipt for slot in slots if slot.receipt is not None]),
         }

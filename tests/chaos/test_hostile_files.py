@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -95,12 +94,11 @@ def test_aliases_that_multiply_are_refused_before_they_do(tmp_path):
     path = tmp_path / "laughs.yaml"
     path.write_text("\n".join(lines))
     tracemalloc.start()
-    started_s = time.monotonic()
     with pytest.raises(ConfigError, match=r"laughs\.yaml"):
         configuration.load("grpo", str(path))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 50e6 and time.monotonic() - started_s < 30
+    assert peak < 50e6
 
 
 def test_a_configuration_runs_no_code(tmp_path):

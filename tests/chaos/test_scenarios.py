@@ -6,7 +6,7 @@ import pytest
 
 from sif_ray.chaos import strike
 from sif_ray.chaos.promise import Violation
-from sif_ray.chaos.scenarios import SCENARIOS, Scenario, ScenarioFailed, make_victim, possible, run_scenario
+from sif_ray.chaos.scenarios import SCENARIOS, Scenario, make_victim, possible, run_scenario
 from sif_ray.cli import run_job
 
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
@@ -29,7 +29,7 @@ def test_every_scenario(name, tmp_path):
 
 def test_a_broken_promise_is_told_and_fails_the_job(monkeypatch, tmp_path):
     def broken(scenario, folder):
-        raise ScenarioFailed(f"{scenario.name} lost a ticket")
+        raise Violation(f"{scenario.name} lost a ticket")
 
     monkeypatch.setattr(strike, "run_scenario", broken)
     assert run_job("chaos strike", ["engine-killed", "--times", "2", "--json", str(tmp_path / "out.json")]) == 1
