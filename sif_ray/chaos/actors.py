@@ -7,6 +7,7 @@ were written, a learner's weights show what they were trained on. Each may die w
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,10 +39,10 @@ LOGPROB = -1.0
 class Process:
     """Something that can die. What it was doing is never finished, and who asked is told after a while."""
 
-    def __init__(self, name: str, faults: Faults, kind: str, died: type[Exception]) -> None:
+    def __init__(self, name: str, faults: Faults, truth: Truth, kind: str, died: type[Exception]) -> None:
         """`kind` is the field of `Rates` by which it dies, `died` what its callers see."""
         self.name = name
-        self.faults = faults
+        self.faults, self.truth = faults, truth
         self._kind, self._died = kind, died
         self._death: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -63,9 +64,13 @@ class Process:
             self.die()
         await asyncio.sleep(self.faults.rng.expovariate(1 / mean_s))
 
-    async def call(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Send a request for `work` and get its answer, as far as the wire and the process let it."""
-        if not await self._travel():
+    async def call(self, work: Callable[[], Coroutine[Any, Any, T]], *, leased: bool = False) -> T:
+        """Send a request for `work` and get its answer, as far as the wire and the process let it.
+
+        Where nobody is ever taken for stuck, only what is asked under a lease may get lost.
+        """
+        may_lose = leased or self.truth.config.stuck_after_s > 0
+        if not await self._travel(may_lose):
             await self._hear_of_death()
         if self.dead:
             await self._hear_of_death()
@@ -73,7 +78,7 @@ class Process:
         if self.faults.happens("doubled"):
             self._start(work())
         await asyncio.wait([running, self._death], return_when=asyncio.FIRST_COMPLETED)
-        if self.dead or running.cancelled() or not await self._travel():
+        if self.dead or running.cancelled() or not await self._travel(may_lose):
             await self._hear_of_death()
         return running.result()
 
@@ -88,12 +93,12 @@ class Process:
         if not task.cancelled():
             task.exception()  # its caller may be gone
 
-    async def _travel(self) -> bool:
+    async def _travel(self, may_lose: bool) -> bool:
         """One way of a message; False when it is lost."""
         rng, rates = self.faults.rng, self.faults
         slow = LATE if rates.happens("late") else 1.0
         await asyncio.sleep(rng.expovariate(1 / MESSAGE_S) * slow)
-        return not rates.happens("lost")
+        return not (may_lose and rates.happens("lost"))
 
     async def _hear_of_death(self) -> None:
         """An answer that does not come: for ever, unless the process dies."""
@@ -106,21 +111,21 @@ class SimulatedEngine(Process):
     """Writes tokens that carry the weights it holds."""
 
     def __init__(self, name: str, faults: Faults, truth: Truth) -> None:
-        super().__init__(name, faults, "engine_dies", EngineDiedError)
-        self._truth = truth
+        super().__init__(name, faults, truth, "engine_dies", EngineDiedError)
         self._version, self._policy = 0, FIRST_POLICY
         self._acknowledged: int | None = 0  # as far as the loop knows; None while an update is under way
         self._owed: set[str] = set()  # tickets that the loop waits for
 
     def generate(self, request: RolloutRequest) -> Awaitable[RolloutGroup]:
         name = f"{request.ticket_id} {request.seed}"
-        if not request.ticket_id.startswith(("eval/", "probe/")):
+        leased = not request.ticket_id.startswith(("eval/", "probe/"))
+        if leased:
             self._owed.add(name)
-        self._truth.may_generate(self.name, name, self._version, self._acknowledged, len(self._owed))
+        self.truth.may_generate(self.name, name, self._version, self._acknowledged, len(self._owed))
 
         async def ask() -> RolloutGroup:
             try:
-                return await self.call(lambda: self._generate(request))
+                return await self.call(lambda: self._generate(request), leased=leased)
             finally:
                 self._owed.discard(name)
 
@@ -151,7 +156,7 @@ class SimulatedEngine(Process):
     async def _update(self, update: WeightUpdate) -> Receipt:
         await self.pause(0.2)
         if update.version != self._version:  # a repeated message changes nothing
-            self._truth.may_update(self.name, self._version, update.version)
+            self.truth.may_update(self.name, self._version, update.version)
             self._version, self._policy = update.version, update.buckets[0]
             if self.faults.happens("wrong_bytes"):
                 self._policy = self._policy[::-1]
@@ -176,15 +181,16 @@ class SimulatedScorer(Process):
     """Has every answer judged by the real caller with its breaker and limits."""
 
     def __init__(self, name: str, faults: Faults, truth: Truth, caller: Caller) -> None:
-        super().__init__(name, faults, "scorer_dies", WorkerDiedError)
-        self._truth, self._caller = truth, caller
+        super().__init__(name, faults, truth, "scorer_dies", WorkerDiedError)
+        self._caller = caller
 
     async def score(
         self, texts_G: Sequence[str], sample: Sample, previous: float | None
     ) -> GroupScores | ScoringFailed:
-        answer = await self.call(lambda: self._score(texts_G))
-        if isinstance(answer, GroupScores) and not texts_G[0].startswith("eval/"):
-            self._truth.was_scored(texts_G[0].split(" ", 1)[0], answer.terms_G["answer_score"].tolist())
+        leased = not texts_G[0].startswith("eval/")
+        answer = await self.call(lambda: self._score(texts_G), leased=leased)
+        if isinstance(answer, GroupScores) and leased:
+            self.truth.was_scored(texts_G[0].split(" ", 1)[0], answer.terms_G["answer_score"].tolist())
         return answer
 
     async def metrics(self) -> dict[str, float]:
@@ -224,6 +230,7 @@ class SimulatedModel:
         self._probing = False  # somebody asks a judge that is taken for down
         self._timeout_s = config.timeout_s
         self._down_until_s = self._up_until_s = 0.0
+        self._hangs = False  # while it is down, instead of answering so
 
     async def complete(self, request: Any) -> Completion:
         now_s = asyncio.get_running_loop().time()
@@ -255,6 +262,8 @@ class SimulatedModel:
     async def _complete(self, request: Any) -> Completion:
         faults, rng = self._faults, self._faults.rng
         seconds = rng.expovariate(1 / 0.3) * (LATE if faults.happens("late") else 1.0)
+        if self._is_down() and self._hangs:
+            seconds = math.inf
         await asyncio.sleep(min(seconds, self._timeout_s))
         if seconds > self._timeout_s:
             raise CallError("timeout", retry=True, down=True)
@@ -277,6 +286,7 @@ class SimulatedModel:
             down_s = self._faults.rng.expovariate(1 / 40.0)
             self._down_until_s = now_s + down_s
             self._up_until_s = self._down_until_s + down_s * (1 - share) / share
+            self._hangs = self._faults.rng.random() < 0.5
         return bool(share) and now_s < self._down_until_s
 
     async def close(self) -> None:
@@ -287,8 +297,7 @@ class SimulatedLearner(Process):
     """Its weights are a digest of all that it was ever trained on."""
 
     def __init__(self, faults: Faults, truth: Truth) -> None:
-        super().__init__("the learner", faults, "learner_dies", LearnerDied)
-        self._truth = truth
+        super().__init__("the learner", faults, truth, "learner_dies", LearnerDied)
         self._history = History()
 
     async def start(self, total_steps: int) -> None:
@@ -298,7 +307,7 @@ class SimulatedLearner(Process):
         async def train() -> dict[str, float]:
             await self.pause(1.0)
             if not self._repeats(groups, version):
-                self._truth.may_train(self._history, groups, version)
+                self.truth.may_train(self._history, groups, version)
                 self._history.add({scored.group.ticket_id: scored.group.oldest_version for scored in groups})
             await self.pause(0.5)
             return {"staleness_max": float(max(version - scored.group.oldest_version for scored in groups))}
@@ -312,7 +321,7 @@ class SimulatedLearner(Process):
 
     async def publish(self, version: int) -> WeightUpdate:
         async def publish() -> WeightUpdate:
-            self._truth.promise(
+            self.truth.promise(
                 version == self._history.version, f"version {self._history.version} is published as {version}"
             )
             await self.pause(0.2)
@@ -327,7 +336,7 @@ class SimulatedLearner(Process):
             version, policy = self._history.version, self._history.policies[-1]
             for group in groups:
                 tokens = {int(token) for rollout in group.rollouts for token in rollout.token_ids_T}
-                self._truth.promise(
+                self.truth.promise(
                     tokens == {token_of(policy)}, f"a probe of version {version} with tokens of other weights"
                 )
             await self.pause(0.3)
@@ -337,7 +346,7 @@ class SimulatedLearner(Process):
 
     async def save_checkpoint(self, folder: str, client_state: dict[str, Any]) -> None:
         async def save() -> None:
-            self._truth.promise(
+            self.truth.promise(
                 client_state["version"] == self._history.version, f"{client_state} of {self._history.version}"
             )
             await self.pause(0.5)

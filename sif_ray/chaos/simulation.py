@@ -267,7 +267,7 @@ def draw_config(rng: random.Random) -> GrpoConfig:
         max_staleness=rng.choice([0, 1, 1, 2, 3]),
         dynamic_sampling=rng.random() < 0.2,
         lease_timeout_s=lease_timeout_s,
-        stuck_after_s=lease_timeout_s * 2,
+        stuck_after_s=rng.choice([0.0, 2 * lease_timeout_s, 2 * lease_timeout_s]),
         num_engines=rng.randint(1, 3),
         num_reward_workers=rng.randint(1, 2),
         eval_every=rng.choice([0, 0, 2]),
