@@ -144,6 +144,11 @@ TOOLS = {
         "end, stop and damage parts of real runs on this machine, and see that they keep their promises",
         ("engine-killed driver-killed", "--times 5 --json strikes.json"),
     ),
+    "chaos soak": Tool(
+        "sif_ray.chaos.soak",
+        "train and serve under load for an hour while parts fail at random, and see that nothing grows",
+        ("--minutes 60 --json soak.json",),
+    ),
     "chaos replay": Tool("sif_ray.chaos.replay", "run one simulated seed again, with its log", ("4711",)),
     "bench": Tool(
         "sif_ray.bench",

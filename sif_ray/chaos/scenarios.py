@@ -20,14 +20,14 @@ from pathlib import Path
 
 import psutil
 
+from sif_ray.chaos.process_tree import ENGINE, stopped
 from sif_ray.chaos.promise import promise
-from sif_ray.chaos.victim import DRIVER, JudgeServer, Victim, stopped
+from sif_ray.chaos.victim import DRIVER, JudgeServer, Victim
 from sif_ray.config import JudgeConfig
 
 STRUCK_AT = 5  # training steps
 WRONG_REQUEST = 2  # exit status
 DISK_MIB = 1024
-FIND_TIMEOUT_S = 10.0  # for a process that is to be struck
 FILL_STORE = """
 import sys, time, ray, numpy
 ray.init(sys.argv[1], log_to_driver=False)
@@ -113,19 +113,11 @@ def make_victim(folder: Path) -> Victim:
 # --- what strikes ----------------------------------------------------------------------------------------------------
 
 
-def _one(victim: Victim, title: str) -> psutil.Process:
-    deadline_s = time.monotonic() + FIND_TIMEOUT_S
-    while len(found := victim.processes(title)) != 1:
-        promise(time.monotonic() < deadline_s, f"{len(found)} processes of {title} among {victim.titles()}")
-        time.sleep(0.1)
-    return found[0]
-
-
 def _killed(title: str) -> Callable[[Victim], None]:
     """A process that is replaced while the run goes on."""
 
     def strike(victim: Victim) -> None:
-        _one(victim, title).kill()
+        victim.one(title).kill()
         _goes_on(victim)
 
     return strike
@@ -135,7 +127,7 @@ def _stopped_for(title: str, seconds: float) -> Callable[[Victim], None]:
     """A process that stands still for a while, shorter than anybody loses patience."""
 
     def strike(victim: Victim) -> None:
-        with stopped(_one(victim, title)):
+        with stopped(victim.one(title)):
             time.sleep(seconds)
         _goes_on(victim)
 
@@ -144,7 +136,7 @@ def _stopped_for(title: str, seconds: float) -> Callable[[Victim], None]:
 
 def _stopped_for_good(title: str) -> Callable[[Victim], None]:
     def strike(victim: Victim) -> None:
-        _one(victim, title).send_signal(signal.SIGSTOP)
+        victim.one(title).send_signal(signal.SIGSTOP)
         _goes_on(victim)
 
     return strike
@@ -164,7 +156,7 @@ def _ends_the_run(title: str) -> Callable[[Victim], None]:
     """A process without which nothing goes on here: an error, no process left, and the next run goes on."""
 
     def strike(victim: Victim) -> None:
-        _one(victim, title).kill()
+        victim.one(title).kill()
         status = victim.wait()
         promise(status != 0, f"without {title} it ended with status 0")
         _starts_again(victim)
@@ -201,7 +193,7 @@ def _no_memory(title: str, struck: Callable[[Victim], None]) -> Callable[[Victim
     """The process gets no more memory than it has."""
 
     def strike(victim: Victim) -> None:
-        process = _one(victim, title)
+        process = victim.one(title)
         room = process.memory_info().vms + 2**20
         process.rlimit(psutil.RLIMIT_AS, (room, room))
         struck(victim)
@@ -218,7 +210,7 @@ def _fails_and_starts_again(victim: Victim) -> None:
 
 def _full_store(victim: Victim) -> None:
     """Somebody else fills the object store, and lets go after a while."""
-    command = _one(victim, "raylet/raylet").cmdline()
+    command = victim.one("raylet/raylet").cmdline()
     (address,) = (word.removeprefix("--gcs-address=") for word in command if word.startswith("--gcs-address="))
     subprocess.run([sys.executable, "-c", FILL_STORE, address], check=True, capture_output=True, timeout=120)
     _goes_on(victim)
@@ -317,8 +309,8 @@ SCENARIOS = [
     Scenario("driver-told-to-stop", "the step ends and is saved; the next run goes on", _told_to_stop),
     Scenario("driver-stopped", "a driver that stands still for 20 s goes on", _stopped_for(DRIVER, 20.0)),
     Scenario("rollout-actor-killed", "replaced; its leases return at once", _killed("ray::RolloutActor")),
-    Scenario("engine-killed", "replaced; its leases return at once", _killed("VLLM::EngineCore")),
-    Scenario("engine-stopped", "replaced when its leases have expired", _stopped_for_good("VLLM::EngineCore")),
+    Scenario("engine-killed", "replaced; its leases return at once", _killed(ENGINE)),
+    Scenario("engine-stopped", "replaced when its leases have expired", _stopped_for_good(ENGINE)),
     Scenario("learner-killed", "everything starts again from the newest checkpoint", _killed("ray::LearnerActor")),
     Scenario("learner-stopped", "waited for", _stopped_for("ray::LearnerActor", 20.0)),
     Scenario("reward-worker-killed", "replaced; its groups are scored by its successor", _killed("ray::RewardActor")),
@@ -336,7 +328,7 @@ SCENARIOS = [
         "the run ends with an error that says so, the next one goes on",
         _no_memory("ray::LearnerActor", _fails_and_starts_again),
     ),
-    Scenario("engine-out-of-memory", "replaced", _no_memory("VLLM::EngineCore", _goes_on)),
+    Scenario("engine-out-of-memory", "replaced", _no_memory(ENGINE, _goes_on)),
     Scenario("checkpoint-cut", "refused by name; the one before goes on", _damaged(_cut("*.pt"))),
     Scenario("checkpoint-flipped", "refused by name; the one before goes on", _damaged(_flip("groups.parquet"))),
     Scenario("checkpoint-state-flipped", "refused by name; the one before goes on", _damaged(_flip("state.json"))),
