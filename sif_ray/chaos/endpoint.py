@@ -61,7 +61,7 @@ class Endpoint(ProcessTree):
 class Load:
     """Clients of an endpoint inside the body, each of which asks, waits for the reply and asks something else.
 
-    `statuses` counts what came back, e.g. {"chat 200": 311, "broken image 422": 20, "chat cut off": 1}; `surprises`
+    `statuses` counts what came back, e.g. {"chat 200": 311, "broken image 400": 20, "chat cut off": 1}; `surprises`
     tells of replies that are neither an answer, nor a refusal of what is wrong, nor a request to come back.
     """
 
@@ -114,7 +114,7 @@ class Load:
                 await asyncio.sleep(0.5)
                 continue
             self.statuses[f"{name} {status}"] += 1
-            wanted = 422 if name == "broken image" else 200
+            wanted = 400 if name == "broken image" else 200
             if status == 200 and name != "hang up":
                 self._answered.append(sent_s)
             elif status in COME_BACK:

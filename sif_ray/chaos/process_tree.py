@@ -34,18 +34,20 @@ class ProcessTree:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, start_new_session=True)
 
     def wait(self) -> int:
-        """Its exit status. Raises `Violation` when it does not end, or leaves processes behind."""
+        """Its exit status. Raises `Violation` when it does not end."""
         assert self.process is not None
         deadline_s = time.monotonic() + END_TIMEOUT_S
         while self.process.poll() is None:
             self.look()
             promise(time.monotonic() < deadline_s, f"it has not ended:\n{self.log_tail()}")
             time.sleep(0.2)
+        return int(self.process.returncode)
+
+    def check_gone(self) -> None:
+        """Raises `Violation` when a process of any of its lives outlives the last one."""
         _, alive = psutil.wait_procs(self._seen, timeout=GONE_TIMEOUT_S)
         left = [_told(process) for process in alive]
         promise(not left, f"left behind: {left}")
-        self._seen.clear()
-        return int(self.process.returncode)
 
     def check_runs(self) -> None:
         """Raises `Violation` when it has ended."""

@@ -1,7 +1,7 @@
 """Faults in real processes, each with what is promised when it strikes.
 
 Every scenario is a whole GRPO run of the real stage (Ray, vLLM, DeepSpeed) with the toy policy; what it has to keep is
-checked by `Victim.check_finished`, and that no process is left behind by `Victim.wait`.
+checked by `Victim.check_finished`, and that no process is left behind by `Victim.check_gone`.
 """
 
 from __future__ import annotations
@@ -64,8 +64,10 @@ def run_scenario(scenario: Scenario, folder: Path) -> float:
             victim.wait_for_steps(STRUCK_AT)
             struck_s = time.monotonic()
             scenario.strike(victim)
+            seconds = time.monotonic() - struck_s
             victim.check_finished()
-            return time.monotonic() - struck_s
+            victim.check_gone()
+            return seconds
         finally:
             victim.end()
             if victim.judge is not None:
@@ -223,25 +225,6 @@ def _newest(victim: Victim) -> Path:
     return max((victim.output / "checkpoints").glob("step-*"))
 
 
-def _damaged(damage: Callable[[Path], None]) -> Callable[[Victim], None]:
-    """The newest checkpoint is damaged after a kill: refused by its name, and the one before goes on without it."""
-
-    def strike(victim: Victim) -> None:
-        assert victim.process is not None
-        victim.process.kill()
-        victim.wait()
-        newest = _newest(victim)
-        damage(newest)
-        victim.start()
-        status = victim.wait()
-        promise(status == WRONG_REQUEST, f"a damaged checkpoint ended it with status {status}:\n{victim.log_tail()}")
-        promise(newest.name in victim.log_tail(), f"{newest.name} is not named:\n{victim.log_tail()}")
-        shutil.rmtree(newest)
-        _starts_again(victim)
-
-    return strike
-
-
 def _cut(name: str) -> Callable[[Path], None]:
     def damage(checkpoint: Path) -> None:
         file = _biggest(checkpoint, name)
@@ -267,6 +250,34 @@ def _other_format(checkpoint: Path) -> None:
 
 def _biggest(checkpoint: Path, name: str) -> Path:
     return max(checkpoint.rglob(name), key=lambda path: path.stat().st_size)
+
+
+DAMAGES = {
+    "its weights end early": _cut("*.pt"),
+    "a byte of its groups is another": _flip("groups.parquet"),
+    "a byte of its state is another": _flip("state.json"),
+    "it has another format": _other_format,
+}
+
+
+def _checkpoint_damaged(victim: Victim) -> None:
+    """After a kill, the newest checkpoint is refused by its name, however it is damaged; the one before goes on."""
+    assert victim.process is not None
+    victim.process.kill()
+    victim.wait()
+    newest, intact = _newest(victim), victim.output.with_name("intact")
+    shutil.copytree(newest, intact)
+    for what, damage in DAMAGES.items():
+        damage(newest)
+        told = victim.log.stat().st_size
+        victim.start()
+        status = victim.wait()
+        text = victim.log.read_bytes()[told:].decode(errors="replace")
+        promise(status == WRONG_REQUEST and newest.name in text, f"{what}: it ended with status {status}:\n{text}")
+        shutil.rmtree(newest)
+        shutil.copytree(intact, newest)
+    shutil.rmtree(newest)
+    _starts_again(victim)
 
 
 def _half_written(victim: Victim) -> None:
@@ -329,10 +340,7 @@ SCENARIOS = [
         _no_memory("ray::LearnerActor", _fails_and_starts_again),
     ),
     Scenario("engine-out-of-memory", "replaced", _no_memory(ENGINE, _goes_on)),
-    Scenario("checkpoint-cut", "refused by name; the one before goes on", _damaged(_cut("*.pt"))),
-    Scenario("checkpoint-flipped", "refused by name; the one before goes on", _damaged(_flip("groups.parquet"))),
-    Scenario("checkpoint-state-flipped", "refused by name; the one before goes on", _damaged(_flip("state.json"))),
-    Scenario("checkpoint-of-another-format", "refused by name; the one before goes on", _damaged(_other_format)),
+    Scenario("checkpoint-damaged", "refused by name, in any way; the one before goes on", _checkpoint_damaged),
     Scenario("checkpoint-half-written", "ignored; the one before goes on", _half_written),
     Scenario("disk-full", "an error that says so; with room again the next run goes on", _no_space, own_disk=True),
     Scenario("disk-read-only", "an error that says so; the next run goes on", _read_only, own_disk=True),

@@ -148,6 +148,7 @@ def make_training(folder: Path) -> Victim:
         epochs=float(EPOCHS),
         checkpoint_every=20,
         parity_every=10,
+        engine=replace(victim.config.engine, kv_cache_gib=0.125),  # all of it is touched within minutes
         stuck_after_s=RECOVERY_TIMEOUT_S,  # beside a busy endpoint, a new engine takes minutes on two cores
     )
     return victim
@@ -207,6 +208,7 @@ def _stop(tree: ProcessTree) -> int:
     tree.process.terminate()
     status = tree.wait()
     promise(status == 130, f"SIGTERM ended it with status {status}, 130 is a clean stop:\n{tree.log_tail()}")
+    tree.check_gone()
     return len(tree.check_trail()) if isinstance(tree, Victim) else 0
 
 

@@ -10,7 +10,9 @@ from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from openai import BaseModel as OpenAiModel
-from pydantic import TypeAdapter
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from sif_ray.serve.access import Keys, Places, Rate
@@ -18,7 +20,7 @@ from sif_ray.serve.bodies import first_error, read_chat, read_question
 from sif_ray.serve.chat import ChatService
 from sif_ray.serve.events import Deadline, chat_event, sif_event, streamed
 from sif_ray.serve.page_files import add_page
-from sif_ray.serve.protocol import EVENT_NAMES, ChatRequest, Refusal, SifEvent, SifRequest, SifResponse
+from sif_ray.serve.protocol import EVENT_NAMES, ChatRequest, Refusal, SifRequest, SifResponse
 from sif_ray.serve.record import Recorded, RequestRecord, current
 from sif_ray.serve.refusal import RequestRefused, refusal
 from sif_ray.serve.service import SifService
@@ -40,22 +42,46 @@ _BODY: dict[str, Any] = {
         },
     },
 }
-_REF = "#/components/schemas/{model}"
-_CHAT_SCHEMA = ChatRequest.model_json_schema(ref_template=_REF)
-_EVENT_SCHEMA = TypeAdapter(SifEvent | Refusal).json_schema(ref_template=_REF, mode="serialization")
-_PARTS = _CHAT_SCHEMA.pop("$defs") | _EVENT_SCHEMA.pop("$defs")
-_CHAT_BODY: dict[str, Any] = {"required": True, "content": {"application/json": {"schema": _CHAT_SCHEMA}}}
+_BODIES, _PARTS = models_json_schema(
+    [
+        (ChatRequest, "validation"),
+        *((kind, "serialization") for kind in (*EVENT_NAMES, ChatCompletion, ChatCompletionChunk)),
+    ],
+    ref_template="#/components/schemas/{model}",
+)
+
+
+def _event(kind: type[BaseModel], name: str = "") -> dict[str, Any]:
+    """The schema of a server-sent event with JSON in its data."""
+    named = {"event": {"const": name}} if name else {}
+    content = _BODIES[kind, "serialization"]
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
+    return {"type": "object", "required": [*named, "data"], "properties": {**named, "data": data}}
+
+
+_EVENT_SCHEMA = {"anyOf": [_event(kind, name) for kind, name in EVENT_NAMES.items()]}
+_LAST_CHUNK = {"type": "object", "required": ["data"], "properties": {"data": {"const": "[DONE]"}}}
+_CHUNK_SCHEMA = {"anyOf": [_event(ChatCompletionChunk), _event(Refusal), _LAST_CHUNK]}
+_CHAT_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {"application/json": {"schema": _BODIES[ChatRequest, "validation"]}},
+}
 _STATUSES = (400, 401, 404, 413, 415, 422, 429, 503, 504)
 _SIF_REPLIES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "The reply, or with `stream` server-sent events with it as the last. Their names in the order "
-        f"of the schemas: {', '.join(EVENT_NAMES.values())}",
+        "description": "The reply, or with `stream` server-sent events with it as the last",
         "content": {"text/event-stream": {"schema": _EVENT_SCHEMA}},
     },
     **{status: {"model": Refusal} for status in _STATUSES},
 }
 _CHAT_REPLIES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "OpenAI's chat completion, or its chunks as server-sent events with `stream`"},
+    200: {
+        "description": "OpenAI's chat completion, or its chunks as server-sent events with `stream`",
+        "content": {
+            "application/json": {"schema": _BODIES[ChatCompletion, "serialization"]},
+            "text/event-stream": {"schema": _CHUNK_SCHEMA},
+        },
+    },
     **{status: {"model": Refusal} for status in _STATUSES},
 }
 
@@ -159,7 +185,7 @@ def build_api(
 
     def describe() -> dict[str, Any]:
         described = FastAPI.openapi(api)
-        described["components"]["schemas"] |= _PARTS
+        described["components"]["schemas"] |= _PARTS["$defs"]
         return described
 
     api.openapi = describe  # type: ignore[method-assign]

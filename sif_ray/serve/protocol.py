@@ -8,15 +8,22 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
+_RED_SQUARE = (  # 8 by 8
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFUlEQVR42mM8ISfHgA0wMeAAg1MCANDKARQfGKMRAAAAAElFTkSuQmCC"
+)
 _ADDRESSES = "addresses are fetched only from origins that the server's owner allows, by default from none"
 
 
 class SifRequest(BaseModel):
     """The JSON form of a request; the multipart form has a file `image` and fields `question` and `model`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"image": _RED_SQUARE, "question": "What colour is this?"}]},
+    )
 
     image: str = Field(description=f"PNG, JPEG or WebP as base64 or as a data URL; {_ADDRESSES}")
     question: str
@@ -145,8 +152,34 @@ class TextFormat(_Strict):
     type: Literal["text"]
 
 
+def _bool(value: Any) -> Any:
+    """To Python, 0 is false."""
+    if value is None or isinstance(value, bool):
+        return value
+    raise PydanticCustomError("bool_type", "Input should be a valid boolean")
+
+
 class ChatRequest(_Strict):
     """OpenAI's request, as far as it is supported; `metadata`, `store` and `user` are accepted and not used."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "sif",
+                    "messages": [
+                        {
+                            "role": "user",
+                            "content": [
+                                {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_RED_SQUARE}"}},
+                                {"type": "text", "text": "What colour is this?"},
+                            ],
+                        }
+                    ],
+                }
+            ]
+        }
+    )
 
     model: str
     messages: list[ChatMessage] = Field(min_length=1, max_length=64)
@@ -159,7 +192,7 @@ class ChatRequest(_Strict):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n: Annotated[int, Field(ge=1, le=1)] | None = None
     stop: None = None
-    logprobs: Literal[False] | None = None
+    logprobs: Annotated[Literal[False] | None, BeforeValidator(_bool)] = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     response_format: TextFormat | None = None

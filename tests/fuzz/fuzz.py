@@ -1,8 +1,8 @@
 """Coverage-guided fuzzing of a target: `python tests/fuzz/fuzz.py TARGET CORPUS [libFuzzer's options]`.
 
 It begins with the files in `corpus/TARGET`, keeps what reaches new code in the folder CORPUS, and ends at the first
-finding, whose bytes it leaves in a file. A finding that was mended belongs into `corpus/TARGET`, where the default tests
-try it again.
+finding, whose bytes it leaves in a file. A finding that was mended belongs into `corpus/TARGET`, where the default
+tests try it again.
 """
 
 from __future__ import annotations

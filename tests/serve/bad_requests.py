@@ -357,7 +357,7 @@ WRONG_VALUES: dict[str, list[Any]] = {
     "seed": ["3", True, 1.5, [], 2**63, -(2**63) - 1, 10**400, float("nan")],
     "n": ["1", True, 0, 2, 1.5, []],
     "stop": ["x", ["x"], [], 3, False],
-    "logprobs": [True, "no", 5],
+    "logprobs": [True, "no", 5, 0],
     "frequency_penalty": [0.5, -1, "0", True, float("nan")],
     "presence_penalty": [2, -0.1, "0", True],
     "response_format": ["json", {"type": "json_object"}, {"type": "json_schema", "json_schema": {}}, [], {}],

@@ -134,10 +134,16 @@ def test_the_description_names_the_events():
     ]
     content = operation["responses"]["200"]["content"]
     assert content["application/json"]["schema"]["$ref"].endswith("SifResponse")
-    refs = [event["$ref"] for event in content["text/event-stream"]["schema"]["anyOf"]]
-    names = [ref.rpartition("/")[2] for ref in refs]
-    assert names == ["DepthEvent", "StepEvent", "AnswerEvent", "SifResponse", "Refusal"]
-    assert set(names) <= set(described["components"]["schemas"])
+    kinds = [event["properties"] for event in content["text/event-stream"]["schema"]["anyOf"]]
+    refs = {kind["event"]["const"]: kind["data"]["contentSchema"]["$ref"].rpartition("/")[2] for kind in kinds}
+    assert refs == {
+        "depth": "DepthEvent",
+        "step": "StepEvent",
+        "answer": "AnswerEvent",
+        "reply": "SifResponse",
+        "error": "Refusal",
+    }
+    assert set(refs.values()) <= set(described["components"]["schemas"])
 
 
 def test_the_depth_image_of_a_stream_is_what_the_policy_is_shown():
