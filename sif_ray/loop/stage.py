@@ -1,9 +1,9 @@
 """The stage `grpo`: find where to start, run the loop, keep the policy.
 
-read and check ─► newest checkpoint or the beginning ─► loop ─► policy, finished.json
-                          ▲                              │
-                          ├── a learner rank died ───────┤
-                          └── the next run of the stage ─┴── SIGTERM, Ctrl-C: the step ends and is saved
+    read and check ─► newest checkpoint or the beginning ─► loop ─► policy, finished.json
+                              ▲                              │
+                              ├── a learner rank died ───────┤
+                              └── the next run of the stage ─┴── SIGTERM, Ctrl-C: the step ends and is saved
 """
 
 from __future__ import annotations

@@ -1,0 +1,118 @@
+"""What a soak measures, on processes and figures that are known; and, by name, a short soak."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import psutil
+import pytest
+
+from sif_ray.chaos import process_tree
+from sif_ray.chaos.footprint import Footprint
+from sif_ray.chaos.process_tree import ENGINE, ProcessTree
+from sif_ray.chaos.promise import Violation
+from sif_ray.chaos.soak import MOST_GROWTH, growth
+from sif_ray.chaos.soak_figure import TITLES, soak_svg
+from sif_ray.cli import run_job
+
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; kept = bytes(range(256)) * 400_000; time.sleep(60)"])
+time.sleep({seconds})
+"""
+
+
+@pytest.fixture
+def tree(tmp_path):
+    trees = []
+
+    def start(*command: str) -> ProcessTree:
+        trees.append(ProcessTree([sys.executable, "-c", *command], tmp_path / "log.txt"))
+        trees[-1].start()
+        return trees[-1]
+
+    yield start
+    for one in trees:
+        one.end()
+
+
+def wait_for(tree: ProcessTree, count: int) -> list[psutil.Process]:
+    while len(found := tree.alive()) < count:
+        tree.check_runs()
+    return found
+
+
+def test_a_footprint_is_of_the_whole_tree(tree):
+    started = tree(PARENT.format(seconds=60))
+    processes = wait_for(started, 2)
+    while (held := Footprint.of(started)).memory_mb < 100:  # what the child keeps, as soon as it is there
+        started.check_runs()
+    assert held.processes == 2
+    assert held.file_handles == sum(process.num_fds() for process in processes)
+    assert held.memory_mb < 200
+    assert (held.object_store_mb, held.series) == (0, 0)  # no cluster
+
+
+def test_who_outlives_the_last_life_is_seen(tree, monkeypatch):
+    monkeypatch.setattr(process_tree, "GONE_TIMEOUT_S", 0.2)
+    started = tree(PARENT.format(seconds=1))
+    wait_for(started, 2)
+    assert started.wait() == 0
+    with pytest.raises(Violation, match=r"left behind: .*kept = bytes"):
+        started.check_gone()
+    monkeypatch.undo()
+    started.end()
+    started.check_gone()
+
+
+def test_an_engine_without_a_title_is_found(tree):
+    started = tree("import time; time.sleep(60)", "from multiprocessing.spawn import spawn_main")
+    assert started.one(ENGINE).pid == started.process.pid
+
+
+def test_a_process_that_is_not_there_is_told_with_those_that_are(tree, monkeypatch):
+    monkeypatch.setattr(process_tree, "FIND_TIMEOUT_S", 0.2)
+    with pytest.raises(Violation, match=r"0 processes of nobody among \['.*time.sleep"):
+        tree("import time; time.sleep(60)").one("nobody")
+
+
+def test_growth_sees_a_leak_and_neither_noise_nor_restarts_nor_the_start():
+    rng = random.Random(0)
+    noise = [rng.gauss(1000, 10) for _ in range(360)]
+    assert abs(growth(noise)) < MOST_GROWTH / 5
+    starting = [value - max(0, 600 - 10 * number) for number, value in enumerate(noise)]
+    assert abs(growth(starting)) < MOST_GROWTH / 5
+    restarts = [value / 2 if number % 40 < 5 else value for number, value in enumerate(noise)]
+    assert abs(growth(restarts)) < MOST_GROWTH
+    leak = [value + number / 4 for number, value in enumerate(restarts)]
+    assert growth(leak) == pytest.approx(0.25 * 270 / 1057, rel=0.2) and growth(leak) > MOST_GROWTH
+    assert growth([0.0] * 20, least=20.0) == 0
+    assert growth([0.0] * 10 + [1.0] * 10, least=20.0) <= 1 / 20
+
+
+def test_the_picture_has_a_panel_for_every_figure():
+    held = [Footprint(1000.0 + n, 50 + n, 3, 9, 0.0, 700) for n in range(20)]
+    svg = soak_svg([10.0 * n for n in range(20)], {"training": held, "serving": held}, [33.0, 120.0])
+    texts = [node.text for node in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+    assert set(TITLES.values()) <= set(texts)
+    assert "training" in texts
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_short_soak(tmp_path):
+    """What has to warm up grows in so short a time; that all recovers, and every reply is expected, holds at once."""
+    run_job("chaos soak", ["--minutes", "6", "--json", str(tmp_path / "soak.json")])
+    found = json.loads((tmp_path / "soak.json").read_text())
+    assert found["figures"]["recovery_s"]
+    assert found["figures"]["steps"] > 20
+    assert not found["figures"]["surprises"]
+    assert {goal["name"] for goal in found["goals"] if not goal["ok"]} <= {
+        "training: growth of memory_mb",
+        "training: growth of series",
+        "serving: growth of series",
+    }
+    assert (tmp_path / "soak.svg").exists()
