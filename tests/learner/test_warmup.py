@@ -174,6 +174,27 @@ def test_an_interrupted_run_saves_its_step_and_goes_on_with_another_number_of_ra
     check_every_row_once_an_epoch(output, num_steps=2 * ROWS // BATCH)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_run_ends_with_the_weights_of_one_that_was_left_alone(ray_local, dataset, tmp_path, tiny_policy):
+    """Bit by bit: the order of the rows is drawn in advance, and a rank by itself computes the same twice."""
+    left_alone = config_of(dataset, tmp_path / "left-alone", tiny_policy, checkpoint_every=3)
+    warmup.run(left_alone)
+    killed = replace(left_alone, output=str(tmp_path / "killed"), ray=RayConfig(object_store_mib=200))
+    file = tmp_path / "warmup.yaml"
+    file.write_text(to_yaml(killed))
+    command = [sys.executable, str(JOB), "--config", str(file)]
+    first = subprocess.Popen(command, cwd=tmp_path)
+    wait_for(lambda: steps_done(tmp_path / "killed") >= 5 or first.poll() is not None)
+    first.kill()
+    first.wait()
+    assert 5 <= steps_done(tmp_path / "killed") < 2 * ROWS // BATCH
+    assert subprocess.run(command, cwd=tmp_path, timeout=WAIT_S).returncode == 0
+    check_every_row_once_an_epoch(tmp_path / "killed", num_steps=2 * ROWS // BATCH)
+    weights = [tmp_path / name / "checkpoint" / "model.safetensors" for name in ("left-alone", "killed")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
 # --- requests that cannot work ---------------------------------------------------------------------------------------
 
 
