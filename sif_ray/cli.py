@@ -146,7 +146,7 @@ TOOLS = {
     ),
     "chaos soak": Tool(
         "sif_ray.chaos.soak",
-        "train and serve under load for an hour while parts fail at random, and see that nothing grows",
+        "train and serve under load for an hour while parts fail at random, and see that nothing grows by 5 %",
         ("--minutes 60 --json soak.json",),
     ),
     "chaos replay": Tool("sif_ray.chaos.replay", "run one simulated seed again, with its log", ("4711",)),

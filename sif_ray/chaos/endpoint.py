@@ -10,8 +10,9 @@ import random
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +21,7 @@ import httpx
 
 from sif_ray import config as configuration
 from sif_ray.chaos.process_tree import ProcessTree
-from sif_ray.chaos.promise import promise
+from sif_ray.chaos.promise import Violation
 from sif_ray.config import ServeConfig
 from sif_ray.toyworld.render import png, render
 from sif_ray.toyworld.scenes import make_scene
@@ -28,10 +29,12 @@ from sif_ray.toyworld.scenes import make_scene
 SERVER = "from sif_ray.cli import run_job; raise SystemExit(run_job('serve'))"
 READY_TIMEOUT_S = 600.0
 QUESTION = "How many balls are there?"
-COME_BACK = (429, 502, 503, 504)
-"""Statuses that tell a client to ask again; 502 is HAProxy's for a gateway that was killed while it answered."""
+CUT = "cut off"
+COME_BACK = ("429", "502", "503", "504", CUT)
+"""What has a client ask again: statuses, of which 502 is HAProxy's for a gateway that was killed while it answered, and
+connections that end before their reply."""
+ANSWERED = ("chat", "stream", "sif")  # kinds of requests that are for a whole answer
 PHOTOS = 32
-CUT = "cut off"  # a connection that ended before its reply
 
 
 class Endpoint(ProcessTree):
@@ -49,7 +52,8 @@ class Endpoint(ProcessTree):
         deadline_s = time.monotonic() + READY_TIMEOUT_S
         while not self._ready():
             self.check_runs()
-            promise(time.monotonic() < deadline_s, f"not ready after {READY_TIMEOUT_S:g} s:\n{self.log_tail()}")
+            if time.monotonic() > deadline_s:
+                raise Violation(f"not ready after {READY_TIMEOUT_S:g} s:\n{self.log_tail()}")
             time.sleep(0.5)
 
     def _ready(self) -> bool:
@@ -58,35 +62,52 @@ class Endpoint(ProcessTree):
         return False
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What a client asked for, and what came of it: a status, or `CUT`."""
+
+    kind: str
+    outcome: str
+    sent_s: float  # of time.monotonic
+    ended_s: float
+
+
 class Load:
     """Clients of an endpoint inside the body, each of which asks, waits for the reply and asks something else.
 
-    `statuses` counts what came back, e.g. {"chat 200": 311, "broken image 400": 20, "chat cut off": 1}; `surprises`
-    tells of replies that are neither an answer, nor a refusal of what is wrong, nor a request to come back.
+    `surprises` tells of replies that are no answer, no refusal of what is wrong, and do not ask to come back.
     """
 
     def __init__(self, endpoint: Endpoint, clients: int, seed: int) -> None:
         self._endpoint, self._clients = endpoint, clients
         self._rng = random.Random(f"sif_ray/load/{seed}")
-        self._answered: list[float] = []  # when requests were sent that got a whole answer
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._ask_all()), name="load")
         self._ended = threading.Event()
-        self.statuses: Counter[str] = Counter()
+        self._thread = ThreadPoolExecutor(1, "load")
+        self.replies: list[Reply] = []
         self.surprises: list[str] = []
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._asking = self._thread.submit(lambda: asyncio.run(self._ask_all()))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        self._thread.join()
+        self._thread.shutdown()
+        if kind is None:
+            self._asking.result()
+
+    def check_runs(self) -> None:
+        """Raises what has ended it."""
+        if self._asking.done():
+            self._asking.result()
 
     def answers_since(self, asked_s: float) -> int:
         """Whole answers to requests that were sent after a time of `time.monotonic`."""
-        return sum(sent_s > asked_s for sent_s in self._answered)
+        return sum(
+            reply.sent_s > asked_s and reply.kind in ANSWERED and reply.outcome == "200" for reply in self.replies
+        )
 
     async def _ask_all(self) -> None:
         async with (
@@ -105,39 +126,39 @@ class Load:
             "hang up": self._hang_up,
         }
         while not self._ended.is_set():
-            name, ask = self._rng.choice(list(kinds.items()))
+            kind, ask = self._rng.choice(list(kinds.items()))
             sent_s = time.monotonic()
             try:
-                status = await ask(client)
+                outcome = str(await ask(client))
             except httpx.TransportError:
-                self.statuses[f"{name} {CUT}"] += 1
+                outcome = CUT
+            self.replies.append(Reply(kind, outcome, sent_s, time.monotonic()))
+            if outcome in COME_BACK:
                 await asyncio.sleep(0.5)
-                continue
-            self.statuses[f"{name} {status}"] += 1
-            wanted = 400 if name == "broken image" else 200
-            if status == 200 and name != "hang up":
-                self._answered.append(sent_s)
-            elif status in COME_BACK:
-                await asyncio.sleep(0.5)
-            if status != wanted and status not in COME_BACK:
-                self.surprises.append(f"{name}: {status}")
+            elif outcome != ("400" if kind == "broken image" else "200"):
+                self.surprises.append(f"{kind}: {outcome}")
 
     async def _chat(self, client: httpx.AsyncClient) -> int:
         reply = await client.post("/v1/chat/completions", json=self._asked())
-        if reply.status_code == 200 and reply.json()["usage"]["completion_tokens"] != self._endpoint.config.max_tokens:
-            self.surprises.append(reply.text)
+        if reply.status_code == 200:
+            written = reply.json()["usage"]["completion_tokens"]
+            if written != self._endpoint.config.max_tokens:
+                self.surprises.append(f"chat: {written} tokens")
         return reply.status_code
 
     async def _stream(self, client: httpx.AsyncClient) -> int:
         async with client.stream("POST", "/v1/chat/completions", json=self._asked(stream=True)) as reply:
-            text = (await reply.aread()).decode()
-        if reply.status_code == 200 and not text.endswith("data: [DONE]\n\n"):
+            body = await reply.aread()
+        if reply.status_code == 200 and not body.endswith(b"data: [DONE]\n\n"):
             raise httpx.RemoteProtocolError("the stream ended early")
         return reply.status_code
 
     async def _sif(self, client: httpx.AsyncClient) -> int:
         files, data = {"image": self._photo()}, {"question": QUESTION}
-        return (await client.post("/v1/sif", files=files, data=data, params={"overlay": True})).status_code
+        reply = await client.post("/v1/sif", files=files, data=data, params={"overlay": True})
+        if reply.status_code == 200 and not reply.json()["overlay_image"]:
+            self.surprises.append("sif: no overlay")
+        return reply.status_code
 
     async def _broken_image(self, client: httpx.AsyncClient) -> int:
         files, data = {"image": self._photo()[:200]}, {"question": QUESTION}

@@ -6,6 +6,7 @@ import contextlib
 import re
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import psutil
@@ -21,43 +22,42 @@ class Footprint:
     file_handles: int
     processes: int
     threads: int
-    object_store_mb: float  # in use, in memory or spilled
-    series: int  # at the Prometheus endpoint of the Ray node
+    object_store_mb: float | None  # in use, in memory or spilled; None = the cluster did not say
+    series: int | None  # at the Prometheus endpoint of the Ray node
 
     @classmethod
     def of(cls, tree: ProcessTree) -> Footprint:
-        """A process that ends meanwhile does not count, nor do figures of a cluster that does not answer now."""
+        """A process that ends meanwhile does not count."""
         memory_bytes = file_handles = processes = threads = 0
         for process in tree.alive():
             with contextlib.suppress(psutil.Error):
-                held_bytes, num_fds, num_threads = (
-                    process.memory_full_info().pss,
-                    process.num_fds(),
-                    process.num_threads(),
-                )
+                held_bytes = process.memory_full_info().pss
+                num_fds, num_threads = process.num_fds(), process.num_threads()
                 memory_bytes += held_bytes
                 file_handles += num_fds
                 threads += num_threads
                 processes += 1
+        store_bytes, series = _cluster(tree)
+        store_mb = None if store_bytes is None else store_bytes / 1e6
+        return cls(memory_bytes / 1e6, file_handles, processes, threads, store_mb, series)
+
+
+def _cluster(tree: ProcessTree) -> tuple[float | None, int | None]:
+    """Bytes in the object store and number of series, by what Prometheus would read from the cluster's only node."""
+    try:
         exported = _exported(tree)
-        store_bytes = sum(map(float, re.findall(r"^ray_object_store_memory\{.*\} (\S+)$", exported, re.MULTILINE)))
-        series = len(re.findall(r"^[^#]", exported, re.MULTILINE))
-        return cls(memory_bytes / 1e6, file_handles, processes, threads, store_bytes / 1e6, series)
+    except (psutil.Error, OSError, HTTPException):
+        return None, None
+    used = re.findall(r"^ray_object_store_memory\{.*\} (\S+)$", exported, re.MULTILINE)
+    return sum(map(float, used)) if used else None, len(re.findall(r"^[^#]", exported, re.MULTILINE)) or None
 
 
 def _exported(tree: ProcessTree) -> str:
-    """What Prometheus would read from the cluster's only node; "" when it does not answer."""
-    with contextlib.suppress(psutil.Error, OSError):
-        for gcs in tree.processes("gcs/gcs_server"):
-            for word in gcs.cmdline():
-                if word.startswith("--session-dir="):
-                    (port,) = Path(word.removeprefix("--session-dir=")).glob("metrics_export_port_*")
-                    address = f"http://{_address(gcs)}:{port.read_text().strip()}/metrics"
-                    with urllib.request.urlopen(address, timeout=10) as reply:
-                        return str(reply.read().decode())
+    """ "" where there is no cluster."""
+    for gcs in tree.processes("gcs/gcs_server"):
+        options = dict(word.split("=", 1) for word in gcs.cmdline() if word.startswith("--") and "=" in word)
+        for port in Path(options["--session-dir"]).glob("metrics_export_port_*"):
+            address = f"http://{options['--node-ip-address']}:{port.read_text().strip()}/metrics"
+            with urllib.request.urlopen(address, timeout=10) as reply:
+                return str(reply.read().decode())
     return ""
-
-
-def _address(gcs: psutil.Process) -> str:
-    words = gcs.cmdline()
-    return next(word.partition("=")[2] for word in words if word.startswith("--node-ip-address="))

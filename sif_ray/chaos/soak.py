@@ -4,23 +4,29 @@ whether what they hold of the machine stays what it is."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import random
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+import psutil
+
 from sif_ray.bench.findings import Findings, Goal, spread
 from sif_ray.bench.watch import Watch
-from sif_ray.chaos.endpoint import Endpoint, Load
+from sif_ray.chaos.endpoint import COME_BACK, Endpoint, Load
 from sif_ray.chaos.footprint import Footprint
 from sif_ray.chaos.process_tree import ENGINE, ProcessTree, stopped
-from sif_ray.chaos.promise import promise
+from sif_ray.chaos.promise import Violation
+from sif_ray.chaos.scenarios import make_victim
 from sif_ray.chaos.soak_figure import soak_svg
 from sif_ray.chaos.victim import DRIVER, Victim
-from sif_ray.config import EngineConfig, ServeConfig
+from sif_ray.config import ConfigError, EngineConfig, ServeConfig
 from sif_ray.observe.progress import Progress
 from sif_ray.ports import free_port
 
@@ -30,11 +36,13 @@ SAMPLE_EVERY_S = 10.0
 QUIET_S = (20.0, 60.0)  # between the recovery from a fault and the next one
 RECOVERY_TIMEOUT_S = 600.0
 STANDS_STILL_S = 15.0
-STEPS, ANSWERS = 3, 3  # after which a fault counts as overcome
+ANSWERS = 3  # after which a fault of the endpoint counts as overcome
 WARM_UP = 0.25  # share of the time that does not count for growth
+LEAST_MINUTES = 2
 MOST_GROWTH = 0.05
+MOST_GAPS = 0.1  # share of samples in which a cluster says nothing of itself
 EPOCHS = 500  # of a run that is stopped long before
-LEAST_STORE_MB = 20.0  # growth of less is none
+LEAST = {"object_store_mb": 20.0}  # growth of so little is compared with this
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Soak. Returns 1 when something grew."""
+    """Soak. Returns 1 when a promise was broken or something grew."""
+    if options.minutes < LEAST_MINUTES:
+        raise ConfigError(f"--minutes = {options.minutes:g} must be at least {LEAST_MINUTES}, or growth says nothing")
     started_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="sif_ray-chaos-") as name:
         findings = soak(Path(name), 60 * options.minutes, options.seed)
@@ -56,51 +66,46 @@ def run(options: argparse.Namespace) -> int:
     return int(not all(goal.ok for goal in findings.goals))
 
 
+TRAINING, SERVING = "training", "serving"
+
+
 @dataclass(frozen=True)
 class Fault:
-    """Something that fails in one of the two, which goes on all the same."""
+    """A process of one of the two is killed, or stands still for `STANDS_STILL_S`; all goes on all the same."""
 
-    name: str
     tree: str
-    strike: Callable[[ProcessTree], None]
+    title: str  # in the command line of the process
+    kills: bool
+    of: str  # for people
+
+    @property
+    def name(self) -> str:
+        return f"{self.tree}: {self.of} {'killed' if self.kills else 'stands still'}"
 
 
-def _killed(title: str) -> Callable[[ProcessTree], None]:
-    return lambda tree: tree.one(title).kill()
-
-
-def _stands_still(title: str) -> Callable[[ProcessTree], None]:
-    def strike(tree: ProcessTree) -> None:
-        with stopped(tree.one(title)):
-            time.sleep(STANDS_STILL_S)
-
-    return strike
-
-
-TRAINING, SERVING = "training", "serving"
 FAULTS = [
-    Fault("engine killed", TRAINING, _killed(ENGINE)),
-    Fault("rollout actor killed", TRAINING, _killed("ray::RolloutActor")),
-    Fault("reward worker killed", TRAINING, _killed("ray::RewardActor")),
-    Fault("learner killed", TRAINING, _killed("ray::LearnerActor")),
-    Fault("engine stands still", TRAINING, _stands_still(ENGINE)),
-    Fault("learner stands still", TRAINING, _stands_still("ray::LearnerActor")),
-    Fault("driver stands still", TRAINING, _stands_still(DRIVER)),
-    Fault("engine killed", SERVING, _killed(ENGINE)),
-    Fault("engine stands still", SERVING, _stands_still(ENGINE)),
-    Fault("gateway killed", SERVING, _killed("ray::ServeReplica:sif:Gateway")),
-    Fault("depth worker killed", SERVING, _killed("ray::ServeReplica:sif:Depth")),
-    Fault("controller of Serve killed", SERVING, _killed("ray::ServeController")),
+    Fault(TRAINING, ENGINE, True, "engine"),
+    Fault(TRAINING, ENGINE, False, "engine"),
+    Fault(TRAINING, "ray::RolloutActor", True, "rollout actor"),
+    Fault(TRAINING, "ray::RewardActor", True, "reward worker"),
+    Fault(TRAINING, "ray::LearnerActor", True, "learner"),
+    Fault(TRAINING, "ray::LearnerActor", False, "learner"),
+    Fault(TRAINING, DRIVER, False, "driver"),
+    Fault(SERVING, ENGINE, True, "engine"),
+    Fault(SERVING, ENGINE, False, "engine"),
+    Fault(SERVING, "ray::ServeReplica:sif:Gateway", True, "gateway"),
+    Fault(SERVING, "ray::ServeReplica:sif:Depth", True, "depth worker"),
+    Fault(SERVING, "ray::ServeController", True, "controller of Serve"),
 ]
 
 
 @dataclass(frozen=True)
 class Strike:
-    """A fault that happened, in seconds since the soak began."""
+    """A fault that happened, and when all was well again, by time.monotonic."""
 
     fault: Fault
-    at_s: float
-    recovery_s: float
+    struck_s: float
+    recovered_s: float
 
 
 class Footprints(Watch):
@@ -113,34 +118,102 @@ class Footprints(Watch):
         self.by_tree: dict[str, list[Footprint]] = {name: [] for name in trees}
 
     def sample(self) -> None:
+        found = {name: Footprint.of(tree) for name, tree in self._trees.items()}
         self.times_s.append(time.monotonic())
-        for name, tree in self._trees.items():
-            self.by_tree[name].append(Footprint.of(tree))
+        for name, held in found.items():
+            self.by_tree[name].append(held)
+
+
+class Soak:
+    """Training and serving under load, each overcoming a fault before the next."""
+
+    def __init__(self, victim: Victim, endpoint: Endpoint, seed: int) -> None:
+        self._victim, self._endpoint = victim, endpoint
+        self._rng = random.Random(f"sif_ray/soak/{seed}")
+        self.trees: dict[str, ProcessTree] = {TRAINING: victim, SERVING: endpoint}
+        self.load = Load(endpoint, clients=2, seed=seed)
+        self.watch = Footprints(self.trees)
+        self.strikes: list[Strike] = []
+        self.broken = ""  # the first promise that was
+
+    def run(self, seconds: float) -> None:
+        """For so long, or until a promise is broken."""
+        with contextlib.ExitStack() as last:
+            for tree in self.trees.values():
+                last.callback(tree.end)
+            try:
+                self._start()
+                with self.load, self.watch:
+                    self._strike_again(seconds)
+                for tree in self.trees.values():
+                    tree.stop()
+                    tree.check_gone()
+                self._victim.check_trail()
+            except Violation as violation:
+                self.broken = str(violation)
+                log.error("%s", violation)
+
+    def _start(self) -> None:
+        self._endpoint.start()
+        self._endpoint.wait_ready()
+        self._victim.start()
+        self._victim.wait_for_steps(1)
+
+    def _strike_again(self, seconds: float) -> None:
+        ends_s = time.monotonic() + seconds
+        with Progress("soak", total=round(seconds / 60), unit="min", every_s=60.0) as progress:
+            while True:
+                until_s = time.monotonic() + self._rng.uniform(*QUIET_S)
+                while time.monotonic() < min(until_s, ends_s):
+                    self._check_runs()
+                    time.sleep(1.0)
+                minutes = int((seconds - (ends_s - time.monotonic())) // 60)
+                progress.advance(minutes - progress.count, faults=float(len(self.strikes)))
+                if time.monotonic() >= ends_s:
+                    return
+                self._strike(self._rng.choice(FAULTS))
+
+    def _strike(self, fault: Fault) -> None:
+        log.info("%s", fault.name)
+        tree, steps, struck_s = self.trees[fault.tree], self._victim.steps(), time.monotonic()
+        process = tree.one(fault.title)
+        if fault.kills:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        else:
+            with stopped(process):
+                time.sleep(STANDS_STILL_S)
+
+        def recovered() -> bool:
+            replaced = not fault.kills or any(one != process for one in tree.processes(fault.title))
+            if fault.tree == SERVING:
+                return replaced and self.load.answers_since(struck_s) >= ANSWERS
+            # What is scored already is trained without anybody's help.
+            return replaced and self._victim.steps() >= steps + self._victim.config.max_staleness + 2
+
+        while not recovered():
+            self._check_runs()
+            if time.monotonic() > struck_s + RECOVERY_TIMEOUT_S:
+                raise Violation(f"{fault.name}: not overcome after {RECOVERY_TIMEOUT_S:g} s:\n{tree.log_tail()}")
+            time.sleep(0.5)
+        self.strikes.append(Strike(fault, struck_s, time.monotonic()))
+
+    def _check_runs(self) -> None:
+        self._victim.check_runs()
+        self._endpoint.check_runs()
+        self.load.check_runs()
+        self.watch.check_runs()
 
 
 def soak(folder: Path, seconds: float, seed: int) -> Findings:
-    """Train and serve for so long. Raises `Violation` when one of them does not recover, or a promise is broken."""
-    victim, endpoint = make_training(folder / TRAINING), make_endpoint(folder / SERVING)
-    trees: dict[str, ProcessTree] = {TRAINING: victim, SERVING: endpoint}
-    try:
-        endpoint.start()
-        endpoint.wait_ready()
-        victim.start()
-        victim.wait_for_steps(STEPS)
-        with Load(endpoint, clients=2, seed=seed) as load, Footprints(trees) as watch:
-            strikes = _strike_again(trees, load, seconds, seed)
-        steps = _stop(victim)
-        _stop(endpoint)
-    finally:
-        for tree in trees.values():
-            tree.end()
-    return _findings(watch, strikes, load, steps)
+    """Train and serve for so long in an empty folder, and say what came of it."""
+    done = Soak(make_training(folder / TRAINING), make_endpoint(folder / SERVING), seed)
+    done.run(seconds)
+    return findings_of(done)
 
 
 def make_training(folder: Path) -> Victim:
     """A run that takes longer than anybody waits."""
-    from sif_ray.chaos.scenarios import make_victim  # imports torch
-
     victim = make_victim(folder)
     victim.config = replace(
         victim.config,
@@ -149,7 +222,7 @@ def make_training(folder: Path) -> Victim:
         checkpoint_every=20,
         parity_every=10,
         engine=replace(victim.config.engine, kv_cache_gib=0.125),  # all of it is touched within minutes
-        stuck_after_s=RECOVERY_TIMEOUT_S,  # beside a busy endpoint, a new engine takes minutes on two cores
+        stuck_after_s=RECOVERY_TIMEOUT_S / 2,  # beside a busy endpoint, a new engine takes minutes on two cores
     )
     return victim
 
@@ -166,86 +239,56 @@ def make_endpoint(folder: Path) -> Endpoint:
     )
 
 
-def _strike_again(trees: dict[str, ProcessTree], load: Load, seconds: float, seed: int) -> list[Strike]:
-    """Faults at random until the time is over, each overcome before the next."""
-    rng = random.Random(f"sif_ray/soak/{seed}")
-    began_s = time.monotonic()
-    strikes: list[Strike] = []
-    with Progress("soak", total=round(seconds / 60), unit="min", every_s=60.0) as progress:
-        while True:
-            until_s = time.monotonic() + rng.uniform(*QUIET_S)
-            while time.monotonic() < until_s:
-                for tree in trees.values():
-                    tree.check_runs()
-                passed_s = time.monotonic() - began_s
-                progress.advance(int(passed_s // 60) - progress.count, faults=float(len(strikes)))
-                if passed_s >= seconds:
-                    return strikes
-                time.sleep(1.0)
-            fault = rng.choice(FAULTS)
-            log.info("%s: %s", fault.tree, fault.name)
-            struck_s = time.monotonic()
-            fault.strike(trees[fault.tree])
-            _wait_for_recovery(fault, trees, load)
-            strikes.append(Strike(fault, struck_s - began_s, time.monotonic() - struck_s))
+def growth(values: Sequence[float | None], least: float = 0.0) -> float:
+    """By which share a figure grows after the warm-up: the median of the last third over that of the first third, which
+    is taken for `least` where it is less. Values that are not known do not count.
+
+    Example: `growth([70.0, 100.0, 100.0, 100.0, 130.0, 105.0, 105.0, 105.0])` is 0.05.
+    """
+    counted = [value for value in values[int(WARM_UP * len(values)) :] if value is not None]
+    third = len(counted) // 3
+    if not third:
+        return 0.0
+    first, last = statistics.median(counted[:third]), statistics.median(counted[-third:])
+    return (last - first) / max(first, least) if last != first else 0.0
 
 
-def _wait_for_recovery(fault: Fault, trees: dict[str, ProcessTree], load: Load) -> None:
-    victim = trees[TRAINING]
-    assert isinstance(victim, Victim)
-    now_s = time.monotonic()
-    steps = victim.steps()
-    while not (load.answers_since(now_s) >= ANSWERS if fault.tree == SERVING else victim.steps() >= steps + STEPS):
-        trees[fault.tree].check_runs()
-        late = f"{fault.tree}: {fault.name}: nothing after {RECOVERY_TIMEOUT_S:g} s:\n{trees[fault.tree].log_tail()}"
-        promise(time.monotonic() < now_s + RECOVERY_TIMEOUT_S, late)
-        time.sleep(0.2)
-
-
-def _stop(tree: ProcessTree) -> int:
-    """Tell it to stop; of training, check what it trained and return its number of steps."""
-    assert tree.process is not None
-    tree.process.terminate()
-    status = tree.wait()
-    promise(status == 130, f"SIGTERM ended it with status {status}, 130 is a clean stop:\n{tree.log_tail()}")
-    tree.check_gone()
-    return len(tree.check_trail()) if isinstance(tree, Victim) else 0
-
-
-def growth(values: Sequence[float], least: float = 0.0) -> float:
-    """By which share of its median (at least `least`) a figure grows after the warm-up, by the median of the slopes
-    between all pairs of values (Theil and Sen), which single outliers do not move."""
-    import numpy as np
-    from scipy.stats import theilslopes
-
-    counted = np.asarray(values[int(WARM_UP * len(values)) :], dtype=np.float64)
-    rise = theilslopes(counted).slope * (len(counted) - 1)
-    return float(rise / max(float(np.median(counted)), least))
-
-
-def _findings(watch: Footprints, strikes: Sequence[Strike], load: Load, steps: int) -> Findings:
-    names = [field.name for field in fields(Footprint)]
-    goals = [
-        Goal(f"{tree}: growth of {name}", _growth_of(watch.by_tree[tree], name), MOST_GROWTH, at_least=False)
-        for tree in watch.by_tree
-        for name in names
+def findings_of(done: Soak) -> Findings:
+    """Goals and figures of a soak that has ended."""
+    watch, load = done.watch, done.load
+    windows = [(strike.struck_s, strike.recovered_s) for strike in done.strikes if strike.fault.tree == SERVING]
+    unprovoked = [
+        reply
+        for reply in load.replies
+        if reply.outcome in COME_BACK
+        and not any(reply.sent_s < end and reply.ended_s > begin for begin, end in windows)
     ]
-    goals.append(Goal("replies that nobody expects", float(len(load.surprises)), 0.0, at_least=False))
+    goals = [
+        Goal("promises broken", float(bool(done.broken)), 0.0, at_least=False),
+        Goal("faults", float(len(done.strikes)), 1.0, at_least=True),
+        Goal("replies that nobody expects", float(len(load.surprises)), 0.0, at_least=False),
+        Goal("requests that nothing explains were not answered", float(len(unprovoked)), 0.0, at_least=False),
+    ]
+    for tree, footprints in watch.by_tree.items() if watch.times_s else ():
+        gaps = sum(held.series is None or held.object_store_mb is None for held in footprints)
+        goals.append(Goal(f"{tree}: gaps in the cluster's figures", gaps / len(footprints), MOST_GAPS, at_least=False))
+        for name in (field.name for field in fields(Footprint)):
+            grown = growth([getattr(held, name) for held in footprints], LEAST.get(name, 0.0))
+            goals.append(Goal(f"{tree}: growth of {name}", grown, MOST_GROWTH, at_least=False))
     recoveries: dict[str, list[float]] = {}
-    for strike in strikes:
-        recoveries.setdefault(f"{strike.fault.tree}: {strike.fault.name}", []).append(strike.recovery_s)
-    times_s = [time_s - watch.times_s[0] for time_s in watch.times_s]
+    for strike in done.strikes:
+        recoveries.setdefault(strike.fault.name, []).append(strike.recovered_s - strike.struck_s)
+    begun_s = watch.times_s[0] if watch.times_s else 0.0
+    times_s = [time_s - begun_s for time_s in watch.times_s]
     figures = {
-        "steps": steps,
-        "replies": dict(sorted(load.statuses.items())),
+        "broken": done.broken,
+        "replies": dict(sorted(Counter(f"{reply.kind} {reply.outcome}" for reply in load.replies).items())),
         "surprises": load.surprises[:20],
+        "unprovoked": [f"{reply.kind} {reply.outcome} at {reply.sent_s - begun_s:.1f} s" for reply in unprovoked[:20]],
+        # From the strike, standing still included.
         "recovery_s": {name: spread(seconds) for name, seconds in sorted(recoveries.items())},
         "times_s": times_s,
         "held": {tree: [asdict(held) for held in footprints] for tree, footprints in watch.by_tree.items()},
     }
-    return Findings(goals, figures, soak_svg(times_s, watch.by_tree, [strike.at_s for strike in strikes]))
-
-
-def _growth_of(footprints: Sequence[Footprint], name: str) -> float:
-    least = LEAST_STORE_MB if name == "object_store_mb" else 0.0
-    return growth([getattr(held, name) for held in footprints], least)
+    strikes_s = [strike.struck_s - begun_s for strike in done.strikes]
+    return Findings(goals, figures, soak_svg(times_s, watch.by_tree, strikes_s) if times_s else "")

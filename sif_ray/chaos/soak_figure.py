@@ -36,7 +36,7 @@ def soak_svg(times_s: Sequence[float], held: Mapping[str, Sequence[Footprint]], 
     for number, name in enumerate(names):
         x = LEFT + (number % COLUMNS) * (PANEL_WIDTH + LEFT)
         y = TOP + (number // COLUMNS) * (PANEL_HEIGHT + GAP) + 14
-        lines = {tree: [float(getattr(one, name)) for one in footprints] for tree, footprints in held.items()}
+        lines = {tree: [getattr(one, name) for one in footprints] for tree, footprints in held.items()}
         panels.append(f'<g transform="translate({x} {y})">{_panel(TITLES[name], times_s, lines, strikes_s)}</g>')
     return "\n".join(
         [
@@ -52,9 +52,10 @@ def soak_svg(times_s: Sequence[float], held: Mapping[str, Sequence[Footprint]], 
 
 
 def _panel(
-    title: str, times_s: Sequence[float], lines: Mapping[str, Sequence[float]], strikes_s: Sequence[float]
+    title: str, times_s: Sequence[float], lines: Mapping[str, Sequence[float | None]], strikes_s: Sequence[float]
 ) -> str:
-    ticks = nice_ticks(0.0, max(max(values) for values in lines.values()) or 1.0, 3)
+    known = [value for values in lines.values() for value in values if value is not None]
+    ticks = nice_ticks(0.0, max(known, default=0.0) or 1.0, 3)
     end_s = max(times_s[-1], 1.0)
 
     def x(time_s: float) -> float:
@@ -74,6 +75,11 @@ def _panel(
                 f'<text x="{x(minute * 60):.1f}" y="{PANEL_HEIGHT + 20}" text-anchor="middle">{minute:g} min</text>'
             )
     for colour, values in zip(COLOURS, lines.values(), strict=False):
-        points = "L".join(f"{x(time_s):.1f} {y(value):.1f}" for time_s, value in zip(times_s, values, strict=True))
-        parts.append(f'<path d="M{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        points = [
+            f"{x(time_s):.1f} {y(value):.1f}"
+            for time_s, value in zip(times_s, values, strict=True)
+            if value is not None
+        ]
+        if points:
+            parts.append(f'<path d="M{"L".join(points)}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
     return "".join(parts)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sif_ray import config as configuration
 from sif_ray.chaos.process_tree import ProcessTree
-from sif_ray.chaos.promise import promise
+from sif_ray.chaos.promise import Violation, promise
 from sif_ray.config import GrpoConfig
 from sif_ray.observe.trail import read_trail
 
@@ -76,10 +76,10 @@ class Victim(ProcessTree):
         """Until it has told of so many. Raises `Violation` when it ends or stalls before."""
         deadline_s = time.monotonic() + STEP_TIMEOUT_S
         while self.steps() < count:
-            self.look()
+            self.alive()  # so that those are known whose parent dies
             self.check_runs()
-            late = f"{self.steps()} steps after {STEP_TIMEOUT_S:g} s:\n{self.log_tail()}"
-            promise(time.monotonic() < deadline_s, late)
+            if time.monotonic() > deadline_s:
+                raise Violation(f"{self.steps()} steps after {STEP_TIMEOUT_S:g} s:\n{self.log_tail()}")
             time.sleep(0.05)
 
     def check_finished(self) -> None:
@@ -96,6 +96,7 @@ class Victim(ProcessTree):
     def check_trail(self) -> dict[int, dict[str, int]]:
         """What was trained so far: every version once, every ticket at most once, no token older than the window."""
         steps = read_trail(self.output / "trained.jsonl")
+        promise(bool(steps), "nothing was trained")
         promise(list(steps) == list(range(1, len(steps) + 1)), f"the trail is of versions {list(steps)}")
         trained = Counter(ticket_id for tickets in steps.values() for ticket_id in tickets)
         twice = [name for name, count in trained.items() if count > 1]

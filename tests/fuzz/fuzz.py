@@ -18,7 +18,11 @@ CORPUS = Path(__file__).with_name("corpus")
 def main(name: str, found: str, *options: str) -> None:
     with atheris.instrument_imports(include=["sif_ray"]):
         from targets import TARGETS
-    atheris.Setup([sys.argv[0], found, str(CORPUS / name), *options], TARGETS[name])
+
+    def try_one(data: bytes) -> None:
+        TARGETS[name](data)
+
+    atheris.Setup([sys.argv[0], found, str(CORPUS / name), *options], try_one)
     atheris.Fuzz()
 
 

@@ -1,11 +1,10 @@
 """What takes bytes from outside, each with what may come of any bytes: a value that keeps its promises, or a refusal.
 
-A target gets any bytes and returns nothing. Whatever it raises is a finding.
+A target gets any bytes and says whether they were read, not refused. Whatever it raises is a finding.
 """
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -36,93 +35,109 @@ _folder = tempfile.TemporaryDirectory(prefix="sif_ray-fuzz-")
 FOLDER = Path(_folder.name)
 
 
-def trace(data: bytes) -> None:
+def trace(data: bytes) -> bool:
     text = data.decode("utf-8", "replace")
     growing = GrowingTrace()
     for start in range(0, len(text), PIECE):
         growing.feed(text[start : start + PIECE])
     find_answer(text)
     assert all(len(box.bbox_2d) == 4 for area in find_areas(text) for box in area)
+    read = False
     for profile in ("corrected", "published"):
         try:
             found = parse(text, profile)
         except TraceError as error:
             assert error.reasons
-        else:
-            assert (list(found.steps), found.answer) == (growing.steps, growing.answer)
-            if profile == "corrected":  # the other one allows areas outside of the thinking
-                assert find_areas(text, strict=True) == [list(step.boxes) for step in found.steps]
+            continue
+        read = True
+        assert (list(found.steps), found.answer) == (growing.steps, growing.answer)
+        if profile == "corrected":  # the other one allows areas outside of the thinking
+            assert find_areas(text, strict=True) == [list(step.boxes) for step in found.steps]
+    return read
 
 
-def judge_reply(data: bytes) -> None:
-    with contextlib.suppress(ValueError):
+def judge_reply(data: bytes) -> bool:
+    try:
         assert 0 <= read_score(data.decode("utf-8", "replace")) <= 1
+    except ValueError:
+        return False
+    return True
 
 
-def exact_answer(data: bytes) -> None:
+def exact_answer(data: bytes) -> bool:
     question, answer, prediction = (data.decode("utf-8", "replace") + "\n\n").split("\n", 2)
-    same = ExactMatchJudge().same(question, answer, prediction)
-    assert same in (True, False)
+    return ExactMatchJudge().same(question, answer, prediction)
 
 
-def configuration_file(data: bytes) -> None:
+def configuration_file(data: bytes) -> bool:
     path = FOLDER / "config.yaml"
     path.write_bytes(data)
-    with contextlib.suppress(ConfigError):
-        configuration.load("grpo", str(path))
+    return _accepts(ConfigError, lambda: configuration.load("grpo", str(path)))
 
 
-def annotation_file(data: bytes) -> None:
+def annotation_file(data: bytes) -> bool:
     """The first byte chooses the format."""
     formats = sorted([*FORMATS, "coco"])
     chosen = formats[data[0] % len(formats)] if data else formats[0]
     path = FOLDER / "annotations.json"
     path.write_bytes(data[1:])
-    with contextlib.suppress(ConfigError):
-        for annotation in FileSource(chosen, (str(path),), PictureFolder(str(FOLDER)), "corrected").annotations():
-            pa.Table.from_pylist([annotation_to_row(annotation)], ANNOTATION_SCHEMA)
+    source = FileSource(chosen, (str(path),), PictureFolder(str(FOLDER)), "corrected")
+
+    def read() -> None:
+        rows = [annotation_to_row(annotation) for annotation in source.annotations()]
+        pa.Table.from_pylist(rows, ANNOTATION_SCHEMA)
+
+    return _accepts(ConfigError, read)
 
 
-def manifest(data: bytes) -> None:
+def manifest(data: bytes) -> bool:
     folder = FOLDER / "dataset"
     folder.mkdir(exist_ok=True)
     (folder / "manifest.json").write_bytes(data)
-    with contextlib.suppress(ConfigError):
-        read_manifest(str(folder))
+    return _accepts(ConfigError, lambda: read_manifest(str(folder)))
 
 
-def checkpoint_state(data: bytes) -> None:
+def checkpoint_state(data: bytes) -> bool:
     checkpoints = CheckpointFolder(FOLDER / "checkpoints", {"seed": 1}, keep=1)
     if checkpoints.newest() is None:
         checkpoints.begin(3)
         checkpoints.complete(3, {"ledger": {}})
     (checkpoints.path(3) / "state.json").write_bytes(data)
-    with contextlib.suppress(CheckpointError):
-        checkpoints.read(3)
+    return _accepts(CheckpointError, lambda: checkpoints.read(3))
 
 
-def photograph(data: bytes) -> None:
-    with contextlib.suppress(RequestRefused):
+def photograph(data: bytes) -> bool:
+    def read() -> None:
         photo = read_photo(data, 10_000_000, MAX_PIXELS)
         assert photo.rgb.width * photo.rgb.height <= MAX_PIXELS
 
-
-def depth_file(data: bytes) -> None:
-    with contextlib.suppress(PhotoError):
-        colour_depth(data)
+    return _accepts(RequestRefused, read)
 
 
-def chat_body(data: bytes) -> None:
-    with contextlib.suppress(ValidationError):
-        ChatRequest.model_validate_json(data)
+def depth_file(data: bytes) -> bool:
+    return _accepts(PhotoError, lambda: colour_depth(data))
 
 
-def sif_body(data: bytes) -> None:
-    with contextlib.suppress(ValidationError, RequestRefused):
-        decode_base64(SifRequest.model_validate_json(data).image)
+def chat_body(data: bytes) -> bool:
+    return _accepts(ValidationError, lambda: ChatRequest.model_validate_json(data))
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {
+def sif_body(data: bytes) -> bool:
+    return _accepts(
+        (ValidationError, RequestRefused), lambda: decode_base64(SifRequest.model_validate_json(data).image)
+    )
+
+
+def _accepts(refusal: type[Exception] | tuple[type[Exception], ...], read: Callable[[], object]) -> bool:
+    try:
+        read()
+    except refusal as error:
+        assert str(error)
+        return False
+    return True
+
+
+TARGETS: dict[str, Callable[[bytes], bool]] = {
     target.__name__.replace("_", "-"): target
     for target in (
         trace,
