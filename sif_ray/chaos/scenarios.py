@@ -209,9 +209,11 @@ def _fails_and_starts_again(victim: Victim) -> None:
 
 def _full_store(victim: Victim) -> None:
     """Somebody else fills the object store, and lets go after a while."""
-    command = victim.one("raylet/raylet").cmdline()
-    (address,) = (word.removeprefix("--gcs-address=") for word in command if word.startswith("--gcs-address="))
-    subprocess.run([sys.executable, "-c", FILL_STORE, address], check=True, capture_output=True, timeout=120)
+    raylet = victim.one("raylet/raylet")
+    (address,) = (word.removeprefix("--gcs-address=") for word in raylet.cmdline() if word.startswith("--gcs-address="))
+    allowed = {name: value for name, value in raylet.environ().items() if name.startswith("RAY_AUTH_")}
+    command = [sys.executable, "-c", FILL_STORE, address]
+    subprocess.run(command, check=True, capture_output=True, timeout=120, env=os.environ | allowed)
     _goes_on(victim)
 
 
