@@ -303,12 +303,14 @@ def _no_space(victim: Victim) -> None:
 
 
 def _read_only(victim: Victim) -> None:
-    """The run folder's disk turns read-only."""
-    subprocess.run(["mount", "-o", "remount,ro", str(victim.output)], check=True)
+    """The disk of the checkpoints turns read-only, for whatever is not open yet."""
+    folder = str(victim.output / "checkpoints")
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
     try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
         status = victim.wait()
     finally:
-        subprocess.run(["mount", "-o", "remount,rw", str(victim.output)], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)
     promise(status != 0, "with a read-only disk it ended with status 0")
     promise("Read-only file system" in victim.log.read_text(errors="replace"), f"not named:\n{victim.log_tail()}")
     _starts_again(victim)
