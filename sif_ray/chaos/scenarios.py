@@ -33,7 +33,8 @@ import sys, time, ray, numpy
 ray.init(sys.argv[1], log_to_driver=False)
 size = int(ray.cluster_resources()["object_store_memory"])
 kept = [ray.put(numpy.zeros(size // 20, numpy.uint8)) for _ in range(30)]
-time.sleep(15)
+print("full", flush=True)
+time.sleep(600)
 """
 
 
@@ -208,13 +209,18 @@ def _fails_and_starts_again(victim: Victim) -> None:
 
 
 def _full_store(victim: Victim) -> None:
-    """Somebody else fills the object store, and lets go after a while."""
+    """Somebody else fills the object store until the run has ended."""
     raylet = victim.one("raylet/raylet")
     (address,) = (word.removeprefix("--gcs-address=") for word in raylet.cmdline() if word.startswith("--gcs-address="))
     allowed = {name: value for name, value in raylet.environ().items() if name.startswith("RAY_AUTH_")}
     command = [sys.executable, "-c", FILL_STORE, address]
-    subprocess.run(command, check=True, capture_output=True, timeout=120, env=os.environ | allowed)
-    _goes_on(victim)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | allowed) as filler:
+        try:
+            assert filler.stdout is not None
+            assert filler.stdout.readline() == "full\n"
+            _goes_on(victim)
+        finally:
+            filler.kill()
 
 
 # --- what the disk does ----------------------------------------------------------------------------------------------
