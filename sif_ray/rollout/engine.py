@@ -160,7 +160,7 @@ class RolloutEngine:
         The update is fetched while generation goes on, verified by the workers between two of its steps and loaded in a
         pause. Raises `WeightSyncError` for an update that is damaged or incomplete, naming the tensor, or
         no newer than the engine's version (the engine keeps its weights and its version), `EngineDiedError` when
-        loading fails half-way (the engine is ended).
+        loading fails half-way or a worker fails to verify (the engine is ended).
         """
         client, _ = self._started()
         if self._adapters:

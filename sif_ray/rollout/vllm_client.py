@@ -258,9 +258,14 @@ class VllmClient:
         return taken
 
     async def verify_weights(self, manifest: Manifest) -> None:
-        """Have every worker check an update; raises `WeightSyncError` with the reasons of those that refuse."""
-        with _engine_errors():
-            reasons = await self._llm.collective_rpc("verify_weights", args=(manifest,))
+        """Have every worker check an update; raises `WeightSyncError` with the reasons of those that refuse. A worker
+        that fails over it, for want of memory say, is one that cannot be relied on: the engine is ended."""
+        try:
+            with _worker_errors("the update was not verified"):
+                reasons = await self._llm.collective_rpc("verify_weights", args=(manifest,))
+        except EngineDiedError:
+            self.shutdown()
+            raise
         if any(reasons):
             raise WeightSyncError("; ".join(sorted({reason for reason in reasons if reason})))
 
@@ -282,16 +287,11 @@ class VllmClient:
 
         Every tensor-parallel worker must give the same receipt.
         """
-        try:
-            with _engine_errors():
-                await self._llm.start_weight_update()
-                await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"version": version}))
-                await self._llm.finish_weight_update(weight_version=str(version))
-                receipts = await self._llm.collective_rpc("weight_receipt")
-        except EngineDiedError:
-            raise
-        except Exception as error:  # vLLM reports a worker's failure as a bare Exception
-            raise EngineDiedError(f"version {version} was loaded in part; the engine is ended: {error}") from error
+        with _worker_errors(f"version {version} was loaded in part"):
+            await self._llm.start_weight_update()
+            await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"version": version}))
+            await self._llm.finish_weight_update(weight_version=str(version))
+            receipts = await self._llm.collective_rpc("weight_receipt")
         if len(receipts) != self.num_workers or len({tuple(receipt) for receipt in receipts}) != 1:
             raise EngineDiedError(
                 f"version {version}: the receipts of {self.num_workers} workers must be equal, they are {receipts}; "
@@ -341,3 +341,15 @@ def _engine_errors() -> Iterator[None]:
         raise RolloutRequestError(f"vLLM refuses the request: {error}") from error
     except EngineDeadError as error:
         raise EngineDiedError(f"the vLLM engine died: {error}") from error
+
+
+@contextmanager
+def _worker_errors(what: str) -> Iterator[None]:
+    """Any failure of a worker as `EngineDiedError`."""
+    try:
+        with _engine_errors():
+            yield
+    except EngineDiedError:
+        raise
+    except Exception as error:  # vLLM reports a worker's failure as a bare Exception
+        raise EngineDiedError(f"{what}; the engine is ended: {error}") from error

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from processes import engine_processes
 from rollout_reference import MODEL, Reference, make_request
@@ -91,6 +92,23 @@ def test_new_weights_of_the_vision_tower_alone_reach_everything_computed_from_an
     np.testing.assert_allclose(after.logprobs_T, fresh.logprobs_T, atol=1e-5)
     length = min(len(before.logprobs_T), len(after.logprobs_T))
     assert abs(before.logprobs_T[:length] - after.logprobs_T[:length]).max() > 1e-2  # stale images would be seen
+
+
+@pytest.mark.slow
+def test_an_engine_without_memory_for_an_update_is_ended() -> None:
+    async def run() -> None:
+        engine = RolloutEngine(MODEL, CONFIG, PromptConfig())
+        await engine.start()
+        (core,) = engine_processes()
+        room = core.memory_info().vms + 2**20
+        core.rlimit(psutil.RLIMIT_AS, (room, room))
+        with pytest.raises(EngineDiedError, match=r"the update was not verified; .*Cannot allocate memory"):
+            await engine.update_weights(Reference(noise=0.5).update(1))
+        assert not core.is_running()
+        with pytest.raises(EngineDiedError):
+            await _greedy(engine, "late")
+
+    asyncio.run(run())
 
 
 async def _check_that_a_group_computes_its_prompt_once(engine: RolloutEngine) -> None:
