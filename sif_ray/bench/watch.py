@@ -11,7 +11,7 @@ from typing import Self
 class Watch(ABC):
     """Takes a sample when the body starts, every `every_s` seconds in a thread, and when it ends.
 
-    An error of the thread is raised when a body ends that did so well.
+    An error of the thread is raised when the body ends, unless that has failed itself.
     """
 
     def __init__(self, every_s: float) -> None:

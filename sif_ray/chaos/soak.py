@@ -239,7 +239,7 @@ def make_endpoint(folder: Path) -> Endpoint:
     )
 
 
-def growth(values: Sequence[float | None], least: float = 0.0) -> float:
+def growth(values: Sequence[float | None], least: float = 1.0) -> float:
     """By which share a figure grows after the warm-up: the median of the last third over that of the first third, which
     is taken for `least` where it is less. Values that are not known do not count.
 
@@ -250,7 +250,7 @@ def growth(values: Sequence[float | None], least: float = 0.0) -> float:
     if not third:
         return 0.0
     first, last = statistics.median(counted[:third]), statistics.median(counted[-third:])
-    return (last - first) / max(first, least) if last != first else 0.0
+    return (last - first) / max(first, least)
 
 
 def findings_of(done: Soak) -> Findings:
@@ -273,7 +273,7 @@ def findings_of(done: Soak) -> Findings:
         gaps = sum(held.series is None or held.object_store_mb is None for held in footprints)
         goals.append(Goal(f"{tree}: gaps in the cluster's figures", gaps / len(footprints), MOST_GAPS, at_least=False))
         for name in (field.name for field in fields(Footprint)):
-            grown = growth([getattr(held, name) for held in footprints], LEAST.get(name, 0.0))
+            grown = growth([getattr(held, name) for held in footprints], LEAST.get(name, 1.0))
             goals.append(Goal(f"{tree}: growth of {name}", grown, MOST_GROWTH, at_least=False))
     recoveries: dict[str, list[float]] = {}
     for strike in done.strikes:

@@ -42,7 +42,7 @@ _BODY: dict[str, Any] = {
         },
     },
 }
-_BODIES, _PARTS = models_json_schema(
+_SCHEMAS, _PARTS = models_json_schema(
     [
         (ChatRequest, "validation"),
         *((kind, "serialization") for kind in (*EVENT_NAMES, ChatCompletion, ChatCompletionChunk)),
@@ -54,7 +54,7 @@ _BODIES, _PARTS = models_json_schema(
 def _event(kind: type[BaseModel], name: str = "") -> dict[str, Any]:
     """The schema of a server-sent event with JSON in its data."""
     named = {"event": {"const": name}} if name else {}
-    content = _BODIES[kind, "serialization"]
+    content = _SCHEMAS[kind, "serialization"]
     data = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
     return {"type": "object", "required": [*named, "data"], "properties": {**named, "data": data}}
 
@@ -64,7 +64,7 @@ _LAST_CHUNK = {"type": "object", "required": ["data"], "properties": {"data": {"
 _CHUNK_SCHEMA = {"anyOf": [_event(ChatCompletionChunk), _event(Refusal), _LAST_CHUNK]}
 _CHAT_BODY: dict[str, Any] = {
     "required": True,
-    "content": {"application/json": {"schema": _BODIES[ChatRequest, "validation"]}},
+    "content": {"application/json": {"schema": _SCHEMAS[ChatRequest, "validation"]}},
 }
 _STATUSES = (400, 401, 404, 413, 415, 422, 429, 503, 504)
 _SIF_REPLIES: dict[int | str, dict[str, Any]] = {
@@ -78,7 +78,7 @@ _CHAT_REPLIES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "OpenAI's chat completion, or its chunks as server-sent events with `stream`",
         "content": {
-            "application/json": {"schema": _BODIES[ChatCompletion, "serialization"]},
+            "application/json": {"schema": _SCHEMAS[ChatCompletion, "serialization"]},
             "text/event-stream": {"schema": _CHUNK_SCHEMA},
         },
     },

@@ -152,8 +152,8 @@ class TextFormat(_Strict):
     type: Literal["text"]
 
 
-def _bool(value: Any) -> Any:
-    """To Python, 0 is false."""
+def _no_number(value: Any) -> Any:
+    """To Python 0 is false, and so it would be to `Literal`."""
     if value is None or isinstance(value, bool):
         return value
     raise PydanticCustomError("bool_type", "Input should be a valid boolean")
@@ -192,7 +192,7 @@ class ChatRequest(_Strict):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n: Annotated[int, Field(ge=1, le=1)] | None = None
     stop: None = None
-    logprobs: Annotated[Literal[False] | None, BeforeValidator(_bool)] = None
+    logprobs: Annotated[Literal[False] | None, BeforeValidator(_no_number)] = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     response_format: TextFormat | None = None

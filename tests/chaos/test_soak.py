@@ -127,6 +127,7 @@ def test_growth_sees_leaks_and_steps_and_neither_noise_nor_restarts_nor_the_star
     assert growth([100, None, 100, 100, None, 100, 110, 110]) == pytest.approx(0.1)
     assert growth([1.0] * 10 + [2.0] * 10, least=20.0) == pytest.approx(1 / 20)
     assert growth([0.0] * 20) == growth([None] * 20) == 0
+    assert growth([0.0] * 20 + [3.0] * 20) == 3  # of one, where there was nothing
 
 
 def test_the_picture_has_a_panel_for_every_figure():
