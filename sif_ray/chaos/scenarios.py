@@ -7,6 +7,7 @@ checked by `Victim.check_finished`, and that no process is left behind by `Victi
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -297,10 +298,14 @@ def _half_written(victim: Victim) -> None:
 
 def _no_space(victim: Victim) -> None:
     """The run folder's disk is full: an error, and the next run goes on when there is room."""
-    room = shutil.disk_usage(victim.output).free
     filler = victim.output / "filler"
-    with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(1, room - 64 * 1024))
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:  # the run writes, too: what was free a moment ago says nothing
+                file.write(bytes(2**20))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
     status = victim.wait()
     promise(status != 0, f"with a full disk it ended with status {status}")
     promise("No space left" in victim.log.read_text(errors="replace"), f"not named:\n{victim.log_tail()}")
