@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -112,7 +114,10 @@ def trl_request(config: GrpoConfig, load: Load, output: str, judge_url: str) -> 
 
 
 def _lone_turn(config: GrpoConfig, load: Load) -> LoneStages:
-    found = measure_lone_stages(config, list(read_samples(config.data, config.split)), load.lone_steps)
+    samples = list(read_samples(config.data, config.split))
+    # DeepSpeed does not start twice in a process.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        found = process.submit(measure_lone_stages, config, samples, load.lone_steps).result()
     bound = found.bound_completions_per_s(os.cpu_count() or 1)
     log.info("bench grpo: stages alone allow %.1f completions/s: %s", bound, found)
     return found

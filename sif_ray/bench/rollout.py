@@ -119,7 +119,7 @@ def measure(
 
 def quick() -> Findings:
     """A small load against loose bounds."""
-    return measure(1, Load(groups=48, max_tokens=96), share_of_llm=0.75, own_executor=False)
+    return measure(3, Load(groups=16, max_tokens=64), share_of_llm=0.7, own_executor=False)
 
 
 def config_of(policy: str, load: Load) -> GrpoConfig:

@@ -5,9 +5,9 @@ structure of Qwen2.5-VL. One update is `publish` on the learner, the Ray object 
 the receipt. It stands beside a plain copy of as many bytes into fresh memory in this process, in turns. Every receipt
 must name the bytes and the checksum that were published, and as many bytes as the checkpoint has weights.
 
-The pause is the part of an update in which nothing is generated. Its share of a step is that of the toy policy under
-the quickstart's settings: its longest pause over a step measured in the same run, which is the longer of generating and
-training its groups, as both overlap.
+The pause is the part of an update in which nothing is generated. Its share of a step is that of a policy of the toy
+policy's size under the quickstart's settings, which writes as many tokens as a warmed-up policy does there: the longest
+pause over a step measured in the same run, which is the longer of generating and training its groups, as both overlap.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import numpy as np
 import psutil
 import ray
 
+from sif_ray.bench.answering_policy import write_answering_policy
 from sif_ray.bench.findings import Findings, Goal, interleaved, spread
 from sif_ray.config import (
     EngineConfig,
@@ -73,17 +74,17 @@ class Load:
     shapes: tuple[PolicyShape, ...] = (shape(256, 5), shape(768, 6), shape(1024, 12), shape(2048, 12))
     groups: int = 24  # of a step of the quickstart
     group_size: int = 8
-    max_tokens: int = 200
+    max_tokens: int = 64  # of every completion: the quickstart's mean after its warm-up
     max_num_seqs: int = 128
 
 
 def measure(repetitions: int, load: Load = Load()) -> Findings:
-    """Every size that fits into memory, then the step of the toy policy."""
+    """Every size that fits into memory, then the step."""
     largest = max(shape.num_parameters for shape in load.shapes) * 4
     store_mib = int(2.5 * largest / 2**20) + 256
     with tempfile.TemporaryDirectory(prefix="sif_ray-bench-") as name, _local(store_mib):
         sizes = [size for shape in load.shapes if (size := measure_size(Path(name), shape, repetitions))]
-        step = measure_step(load, repetitions)
+        step = measure_step(write_answering_policy(Path(name) / "answering"), load, repetitions)
     goals = [
         Goal(f"sync of {size['mb']:.0f} MB, times of a copy", size["times_of_copy"], TIMES_OF_COPY, False)
         for size in sizes
@@ -187,10 +188,10 @@ def _copy_s(source: np.ndarray) -> float:
     return seconds
 
 
-def measure_step(load: Load, repetitions: int) -> dict[str, Any]:
-    """Pause of the toy policy's updates beside its step under the settings of the quickstart."""
+def measure_step(policy: str, load: Load, repetitions: int) -> dict[str, Any]:
+    """Pause of a policy's updates beside its step under the settings of the quickstart."""
     config = GrpoConfig(
-        policy="toy",
+        policy=policy,
         objective=ObjectiveConfig(kl_beta=0.0),
         engine=EngineConfig(max_model_len=512, max_num_seqs=load.max_num_seqs, kv_cache_gib=0.5),
     )

@@ -133,5 +133,5 @@ class Scenario:
 
     @property
     def groups_per_engine(self) -> int:
-        """Leases that an engine may hold (`sif_ray.loop.grpo`)."""
-        return -(-self.max_num_seqs // self.group_size) + 1
+        """Leases that an engine may hold (`sif_ray.loop.requests`)."""
+        return 2 * -(-self.max_num_seqs // self.group_size) + 1

@@ -7,7 +7,6 @@ refuse a damaged update is in the specs; nothing is trusted because of where it 
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+import xxhash
 
 from sif_ray.rollout.errors import WeightSyncError
 
@@ -29,13 +29,13 @@ _DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.b
 class TensorSpec:
     """Where one tensor lies in an update, and what it must be.
 
-    Example: `TensorSpec("lm_head.weight", "float32", (512, 128), 3735928559, bucket=0, offset_bytes=4096)`.
+    Example: `TensorSpec("lm_head.weight", "float32", (512, 128), 0xDEADBEEF, bucket=0, offset_bytes=4096)`.
     """
 
     name: str  # Hugging Face parameter name, as `named_parameters()` gives it
     dtype: str  # "float32", "bfloat16" or "float16"; the engine casts to its own
     shape: tuple[int, ...]
-    checksum: int  # CRC-32 over name, dtype, shape and raw bytes; see `tensor_checksum`
+    checksum: int  # XXH3 over name, dtype, shape and raw bytes; see `tensor_checksum`
     bucket: int  # index into `WeightUpdate.buckets`
     offset_bytes: int  # of the first byte in the bucket
 
@@ -68,7 +68,7 @@ class WeightUpdate:
 
     @property
     def checksum(self) -> int:
-        """CRC-32 over the checksums of all tensors; equal to that of a matching `Receipt`."""
+        """XXH3 over the checksums of all tensors; equal to that of a matching `Receipt`."""
         return update_checksum(self.tensors)
 
     @property
@@ -100,30 +100,35 @@ def make_update(
 ) -> WeightUpdate:
     """Pack `buckets` of named CPU tensors into an update, one bucket at a time.
 
-    `put` hands each packed bucket over (`ray.put`) and its result is kept instead of the bytes. Raises
-    `WeightSyncError` for a tensor that is empty, of another type, or named twice.
+    `put` copies each packed bucket to where it is fetched from (`ray.put`), and its result is kept in place of the
+    bytes: one buffer then serves them all, since fresh memory is dearer than the copy. Raises `WeightSyncError` for a
+    tensor that is empty, of another type, or named twice.
     """
     specs: list[TensorSpec] = []
     packed: list[Any] = []
+    room = np.empty(0, np.uint8)
     for index, bucket in enumerate(buckets):
-        data, bucket_specs = _pack(index, bucket)
-        specs += bucket_specs
+        views = [(name, tensor, _bytes_of(name, tensor)) for name, tensor in bucket]
+        size = sum(_aligned(view.size) for _, _, view in views)
+        if put is None or room.size < size:
+            room = np.zeros(size, np.uint8)
+        data = room[:size]
+        specs += _pack(index, views, data)
         packed.append(data if put is None else put(data))
     _refuse_duplicates(specs)
     return WeightUpdate(version, tuple(specs), tuple(packed))
 
 
-def _pack(bucket: int, tensors: Sequence[tuple[str, torch.Tensor]]) -> tuple[ByteArray, list[TensorSpec]]:
-    views = [(name, tensor, _bytes_of(name, tensor)) for name, tensor in tensors]
-    data = np.zeros(sum(_aligned(view.size) for _, _, view in views), dtype=np.uint8)
+def _pack(bucket: int, tensors: Sequence[tuple[str, torch.Tensor, ByteArray]], data: ByteArray) -> list[TensorSpec]:
+    """Copy the bytes of tensors into `data`, one after the other."""
     specs = []
     offset = 0
-    for name, tensor, view in views:
+    for name, tensor, view in tensors:
         data[offset : offset + view.size] = view
         dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
         specs.append(TensorSpec(name, dtype, shape, tensor_checksum(name, dtype, shape, view), bucket, offset))
         offset += _aligned(view.size)
-    return data, specs
+    return specs
 
 
 def _bytes_of(name: str, tensor: torch.Tensor) -> ByteArray:
@@ -139,13 +144,19 @@ def _aligned(num_bytes: int) -> int:
 
 
 def tensor_checksum(name: str, dtype: str, shape: tuple[int, ...], data: ByteArray) -> int:
-    """CRC-32 over what a tensor is and its bytes, so that a tensor under another's name or type is found as well."""
-    return zlib.crc32(data, zlib.crc32(repr((name, dtype, shape)).encode()))
+    """XXH3 (64 bits) over what a tensor is and its bytes: a tensor under another's name or type is found as well.
+
+    It finds damage and mistakes, not forgery. It reads memory several times as fast as CRC-32, at several GB/s a core.
+    """
+    digest = xxhash.xxh3_64(repr((name, dtype, shape)).encode())
+    digest.update(data)
+    return digest.intdigest()
 
 
 def update_checksum(specs: Iterable[TensorSpec]) -> int:
-    """CRC-32 over the checksums of all tensors, in order of name."""
-    return zlib.crc32(repr([spec.checksum for spec in sorted(specs, key=lambda spec: spec.name)]).encode())
+    """XXH3 over the checksums of all tensors, in order of name."""
+    checksums = [spec.checksum for spec in sorted(specs, key=lambda spec: spec.name)]
+    return xxhash.xxh3_64_intdigest(repr(checksums).encode())
 
 
 def check_coverage(specs: Sequence[TensorSpec], expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -191,7 +202,7 @@ def read_tensors(specs: Iterable[TensorSpec], buckets: Sequence[ByteArray]) -> I
         checksum = tensor_checksum(spec.name, spec.dtype, spec.shape, data)
         if checksum != spec.checksum:
             raise WeightSyncError(
-                f"{spec.name}: checksum {checksum:08x} of {spec.dtype} {spec.shape}, {spec.checksum:08x} announced"
+                f"{spec.name}: checksum {checksum:016x} of {spec.dtype} {spec.shape}, {spec.checksum:016x} announced"
             )
         yield spec.name, torch.from_numpy(data).view(_DTYPES[spec.dtype]).view(spec.shape)
 

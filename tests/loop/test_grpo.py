@@ -84,7 +84,7 @@ def test_engine_is_never_given_more_than_it_holds():
     rig = Rig(num_prompts=40, num_engines=1, groups_per_step=10)
     rig.engines = [Counting(rig.engines[0].rng)]
     rig.run()
-    assert rig.engines[0].most == 5  # max_num_seqs 8 / group_size 2, and one in its queue
+    assert rig.engines[0].most == 9  # twice max_num_seqs 8 / group_size 2, and one
 
 
 def test_every_group_has_its_own_seed_and_the_same_in_every_run():

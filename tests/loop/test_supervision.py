@@ -359,7 +359,7 @@ def test_engine_full_of_expired_requests_is_replaced_without_a_watchdog(caplog):
     rig.engines = [Hung(rig.engines[0].rng)]
     rig.run()
     assert all_trained_once(rig)
-    assert lines(caplog, "engine 0 is lost: it has answered none of its 5 requests within lease_timeout_s = 0.2")
+    assert lines(caplog, "engine 0 is lost: it has answered none of its 9 requests within lease_timeout_s = 0.2")
 
 
 # --- any order -------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sif_ray.rollout.errors import WeightSyncError
 from sif_ray.rollout.weights import (
+    ByteArray,
     WeightUpdate,
     check_coverage,
     make_update,
@@ -50,11 +51,19 @@ def test_specs_survive_a_channel_of_plain_lists() -> None:
     assert tuple(specs_from_rows(specs_to_rows(update.tensors))) == update.tensors
 
 
-def test_buckets_are_handed_over_one_by_one() -> None:
-    kept = []
-    update = make_update(1, [list(TENSORS.items())], put=lambda bucket: kept.append(bucket) or "reference")
-    assert update.buckets == ("reference",)
-    assert len(kept) == 1
+def test_one_buffer_serves_all_buckets_that_are_put_away() -> None:
+    named, stored, places = list(TENSORS.items()), [], set()
+
+    def put(bucket: ByteArray) -> int:
+        places.add(bucket.ctypes.data)
+        stored.append(bucket.copy())
+        return len(stored) - 1
+
+    update = make_update(1, [named[1:], named[:1]], put=put)
+    assert update.tensors == make_update(1, [named[1:], named[:1]]).tensors
+    read = dict(read_tensors(update.tensors, stored))
+    assert all(torch.equal(read[name], tensor) for name, tensor in named)
+    assert len(places) == 1
 
 
 @settings(max_examples=60, deadline=None)
