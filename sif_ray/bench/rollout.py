@@ -91,12 +91,11 @@ def measure(
         requests = [training_request(config, sample, sample.sample_id) for sample in samples]
         first, others = requests[:WARM_UP], requests[WARM_UP:]
         turns = [others[start : start + load.groups] for start in range(0, len(others), load.groups)]
-        with by_actors(config, first) as actors, by_llm(config, first) as llm:
-            ways = {"actors": _each(actors, turns, "actors"), "llm": _each(llm, turns, "llm")}
-            found = interleaved(ways, repetitions)
+        with by_llm(config) as llm, by_actors(config) as actors:  # both start at once
+            found = _take_turns({"actors": actors, "llm": llm}, first, turns)
         if own_executor:
-            with by_llm(config, first, own_executor=True) as llm:
-                found |= interleaved({"llm_own_executor": _each(llm, turns, "llm_own_executor")}, repetitions)
+            with by_llm(config, own_executor=True) as llm:
+                found |= _take_turns({"llm_own_executor": llm}, first, turns)
         reuse = [_reuse(config, asked, turn.receipt) for asked, turn in zip(turns, found["actors"], strict=True)]
     _check_equal(found)
     rates = {way: [turn.tokens_per_s for turn in done] for way, done in found.items()}
@@ -132,6 +131,15 @@ def config_of(policy: str, load: Load) -> GrpoConfig:
     )
 
 
+def _take_turns(
+    ways: Mapping[str, Way], first: Sequence[RolloutRequest], turns: Sequence[Sequence[RolloutRequest]]
+) -> dict[str, list[Turn]]:
+    """Every way with the `first` requests, which do not count, and then with each of the turns."""
+    for way in ways.values():
+        way(first)
+    return interleaved({name: _each(way, turns, name) for name, way in ways.items()}, len(turns))
+
+
 def _each(way: Way, turns: Sequence[Sequence[RolloutRequest]], name: str) -> Callable[[], Turn]:
     """Works that take the turns one after the other."""
     waiting = iter(turns)
@@ -148,8 +156,8 @@ def _each(way: Way, turns: Sequence[Sequence[RolloutRequest]], name: str) -> Cal
 
 
 @contextmanager
-def by_actors(config: GrpoConfig, first: Sequence[RolloutRequest]) -> Iterator[Way]:
-    """Through an actor that is kept as full as the loop keeps it, warmed up by the `first` requests."""
+def by_actors(config: GrpoConfig) -> Iterator[Way]:
+    """Through an actor that is kept as full as the loop keeps it."""
     import ray
 
     def make(name: str) -> Any:
@@ -175,7 +183,6 @@ def by_actors(config: GrpoConfig, first: Sequence[RolloutRequest]) -> Iterator[W
         factory = ActorFactory(make, start="start", shutdown="shutdown")
         actor = runner.run(factory.start("engine 0"))
         try:
-            runner.run(turn(actor, first))
             yield lambda requests: runner.run(turn(actor, requests))
         finally:
             runner.run(factory.end(actor))
@@ -194,13 +201,17 @@ async def generate(actor: Any, requests: Iterable[RolloutRequest], at_once: int)
 
 
 @contextmanager
-def by_llm(config: GrpoConfig, first: Sequence[RolloutRequest], own_executor: bool = False) -> Iterator[Way]:
-    """By `LLM.generate` in a process of its own, warmed up by the `first` requests."""
+def by_llm(config: GrpoConfig, own_executor: bool = False) -> Iterator[Way]:
+    """By `LLM.generate` in a process of its own, whose start the first turn waits for."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        opened = process.submit(_LlmProcess.open, config, own_executor)
+
+        def turn(requests: Sequence[RolloutRequest]) -> Turn:
+            opened.result()
+            return process.submit(_LlmProcess.turn, requests).result()
+
         try:
-            process.submit(_LlmProcess.open, config, own_executor).result()
-            process.submit(_LlmProcess.turn, first).result()
-            yield lambda requests: process.submit(_LlmProcess.turn, requests).result()
+            yield turn
         finally:
             process.submit(_LlmProcess.close).result()
 
