@@ -3,7 +3,8 @@
 Both are the stage `grpo` with a judge over HTTP that answers after 300 ms, and completions of which one in eight is
 many times longer than the others (`answering_policy`); prompts and sampling seeds are equal. With `max_staleness` = 0
 generation, judge and learner take turns: everything waits for the longest completion of a step, then for its verdict,
-then for the update. Rates are those of the same steps of both runs, without the first and the last ones.
+then for the update. Rates are those of whole runs, from the first rollout to the last update: the work is the same then
+to the token, which it is not between two steps in the middle, since long completions are trained late.
 
 A stage is busy while something of its kind is under way: an engine with one sequence is as busy as one with a hundred.
 """
@@ -34,12 +35,8 @@ WALL_OVER_BUSIEST = 1.15
 class Load(TrainingLoad):
     """How much work."""
 
+    steps: int = 20
     max_tokens: int = 384  # a third of the long completions would be longer still
-
-    @property
-    def edge(self) -> int:
-        """Steps at both ends that do not count."""
-        return self.max_staleness + 1
 
 
 def measure(repetitions: int, load: Load = Load()) -> Findings:
@@ -49,7 +46,9 @@ def measure(repetitions: int, load: Load = Load()) -> Findings:
         write_dataset(folder / "data", load.steps * load.groups_per_step)
         config = make_config(folder, write_answering_policy(folder / "policy", long_tailed=True), load)
         modes = {"asynchronous": config, "on_policy": replace(config, max_staleness=0)}
-        found = interleaved({mode: partial(_turn, mode, of, load) for mode, of in modes.items()}, repetitions)
+        found = interleaved(
+            {mode: partial(_turn, mode, of, load.judge_latency_s) for mode, of in modes.items()}, repetitions
+        )
     rates = {mode: [one.tokens_per_s for one in middles] for mode, middles in found.items()}
     gain = share(rates["asynchronous"], rates["on_policy"])
     over_busiest = [one.seconds / one.busiest_s for one in found["asynchronous"]]
@@ -72,10 +71,10 @@ def measure(repetitions: int, load: Load = Load()) -> Findings:
     return Findings(goals, figures)
 
 
-def _turn(mode: str, config: GrpoConfig, load: Load) -> Middle:
-    with chat_server(load.judge_latency_s) as server:
+def _turn(mode: str, config: GrpoConfig, judge_latency_s: float) -> Middle:
+    with chat_server(judge_latency_s) as server:
         judge = JudgeConfig(kind="llm", model="bench", base_url=server.base_url)
-        middle, _ = run(replace(config, judge=judge), load.edge)
+        middle, _ = run(replace(config, judge=judge), edge=0)
     log.info(
         "bench overlap: %s, %.0f tokens/s, %.1f completions/s", mode, middle.tokens_per_s, middle.completions_per_s
     )

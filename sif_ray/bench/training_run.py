@@ -64,7 +64,7 @@ def make_config(folder: Path, policy: str, load: TrainingLoad) -> GrpoConfig:
 
 @dataclass(frozen=True)
 class Middle:
-    """The steps of a run between its start and its end, in which the pipeline is neither filling nor emptying."""
+    """The steps of a run that count, as a rule those in which the pipeline is neither filling nor emptying."""
 
     steps: int
     seconds: float
@@ -83,10 +83,10 @@ class Middle:
         return max(self.busy_s.values())
 
 
-def run(config: GrpoConfig, edge: int = 0) -> tuple[Middle, dict[str, float]]:
+def run(config: GrpoConfig, edge: int | None = None) -> tuple[Middle, dict[str, float]]:
     """Run the stage `grpo` to its end; what its middle was like and the CPU seconds of the whole run by process.
 
-    `edge` steps at both ends do not count; 0 = `max_staleness` + 1. The output folder is removed. Raises
+    `edge` steps at both ends do not count, by default `max_staleness` + 1. The output folder is removed. Raises
     `RuntimeError` when a prompt was dropped, not every step was done, or a check of the loop found something.
     """
     output = Path(config.output)
@@ -95,7 +95,7 @@ def run(config: GrpoConfig, edge: int = 0) -> tuple[Middle, dict[str, float]]:
     finished = json.loads((output / "finished.json").read_text())
     if finished["version"] != config.max_steps or finished["dropped"]:
         raise RuntimeError(f"{finished['version']} of {config.max_steps} steps, dropped: {finished['dropped']}")
-    middle = read_middle(output, config, edge or config.max_staleness + 1)
+    middle = read_middle(output, config, config.max_staleness + 1 if edge is None else edge)
     if middle.parity_mean_abs > MAX_PARITY or middle.staleness_max > config.max_staleness:
         raise RuntimeError(f"engine and learner differ, or tokens are too old: {middle}")
     shutil.rmtree(output)
@@ -104,16 +104,18 @@ def run(config: GrpoConfig, edge: int = 0) -> tuple[Middle, dict[str, float]]:
 
 def read_middle(output: Path, config: GrpoConfig, edge: int) -> Middle:
     """From the end of step `edge` to the end of the step as many before the last. With more than `max_staleness` the
-    engines are ahead of the learner by as much at both, so that what is trained in between is as much as what is
-    generated."""
+    engines are ahead of the learner by as much at both, so that as many completions are trained in between as are
+    generated: with long-tailed lengths no more than about as many tokens, as long completions come late. Without an
+    edge it is all steps, from the first rollout on."""
     steps = read_metrics(output / "metrics.jsonl")
-    first, within = steps[edge - 1], steps[edge : len(steps) - edge]
-    begin_s, end_s = first["time_s"], within[-1]["time_s"]
+    within = steps[edge : len(steps) - edge]
+    spans = read_timeline(output / "timeline.jsonl")
+    begin_s = steps[edge - 1]["time_s"] if edge else min(span.start_s for span in spans if span.kind == "generate")
+    end_s = within[-1]["time_s"]
     seconds = end_s - begin_s
     completions = len(within) * config.groups_per_step * config.group_size
     tokens = sum(step["trained_tokens"] for step in within)
     computed = [1 - step["prompt_cache_share"] for step in within if "prompt_cache_share" in step]
-    spans = read_timeline(output / "timeline.jsonl")
     return Middle(
         steps=len(within),
         seconds=seconds,

@@ -112,6 +112,8 @@ def test_rates_are_those_of_the_steps_between_start_and_end(tmp_path):
     middle = read_middle(tmp_path, config, edge=2)
     assert (middle.steps, middle.seconds, middle.completions_per_s, middle.tokens_per_s) == (4, 8.0, 4.0, 50.0)
     assert (middle.computed_prompts_per_group, middle.prompt_tokens, middle.busiest_s) == (2.0, 57, 2.0)
+    whole = read_middle(tmp_path, config, edge=0)
+    assert (whole.steps, whole.seconds, whole.tokens_per_s) == (8, 99.0 - 51.0, 800.0 / 48.0)
 
 
 def test_the_cpu_seconds_of_this_process_are_its_own():
@@ -166,7 +168,7 @@ def test_both_modes_do_the_same_work(ray_local):
     found = overlap.measure(1, overlap.Load(**TINY, max_tokens=64))
     assert found.goals[0].value > 0
     modes = [found.figures[mode] for mode in ("asynchronous", "on_policy")]
-    assert [mode["steps"]["values"] for mode in modes] == [[4], [4]]
+    assert [mode["steps"]["values"] for mode in modes] == [[8], [8]]
     assert modes[1]["staleness_max"]["max"] == 0
     assert all(0 <= mode[f"{part}_idle_share"]["median"] < 1 for mode in modes for part in ("learner", "engine"))
     assert found.goals[1].value >= 1
