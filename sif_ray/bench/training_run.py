@@ -56,8 +56,10 @@ def make_config(folder: Path, policy: str, load: TrainingLoad) -> GrpoConfig:
         objective=ObjectiveConfig(kl_beta=0.0),
         sampling=SamplingConfig(max_tokens=load.max_tokens),
         engine=EngineConfig(max_model_len=512, max_num_seqs=load.max_num_seqs, kv_cache_gib=0.5),
-        # Small: the policy stays what it is. The decay moves all weights a little, so that updates and probes show it.
-        learner=LearnerConfig(learning_rate=1e-6, weight_decay=10.0, lr_schedule="constant"),
+        # Small: the policy stays what it is, lengths included (at 1e-6 Adam's steps, all of one sign through a layer,
+        # make completions six times as long in 14 steps). The decay moves all weights a little, so that updates and
+        # probes show it.
+        learner=LearnerConfig(learning_rate=1e-9, weight_decay=1e4, lr_schedule="constant"),
         trackers=[],
     )
 
