@@ -30,7 +30,7 @@ quickstart: env ## Walk through every stage with tiny models; writes runs/quicks
 test: env ## Run the default tests (PYTEST_ARGS=... is passed on)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-bench-quick: env ## Guard the speed of the parts against regressions, in two minutes on two cores
+bench-quick: env ## Guard the speed of the parts against regressions, in two to three minutes on two cores
 	$(BIN)/python jobs/bench.py quick --json runs/bench/quick.json
 
 lint: env ## Check style, and types of method/, records.py and config/

@@ -181,7 +181,11 @@ async def _round(config: GrpoConfig, engines: Sequence[Any], learner: LearnerGro
     started_s = time.perf_counter()
     shares = await asyncio.gather(
         *(
-            generate(engine, to_write[number :: len(engines)], groups_per_engine(config))
+            generate(
+                engine,
+                to_write[number :: len(engines)],
+                groups_per_engine(config.engine.max_num_seqs, config.group_size),
+            )
             for number, engine in enumerate(engines)
         )
     )

@@ -3,8 +3,8 @@
 Both are the stage `grpo` with a judge over HTTP that answers after 300 ms, and completions of which one in eight is
 many times longer than the others (`answering_policy`); prompts and sampling seeds are equal. With `max_staleness` = 0
 generation, judge and learner take turns: everything waits for the longest completion of a step, then for its verdict,
-then for the update. Rates are those of whole runs, from the first rollout to the last update: the work is the same then
-to the token, which it is not between two steps in the middle, since long completions are trained late.
+then for the update. Rates are those of whole runs, from the first rollout to the last update: the work is the same
+then, which it is not between two steps in the middle, since long completions are trained late.
 
 A stage is busy while something of its kind is under way: an engine with one sequence is as busy as one with a hundred.
 """

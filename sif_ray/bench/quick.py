@@ -1,5 +1,6 @@
-"""The suite `quick`: small loads of the suites that offer one, each against loose bounds of its ratios, in two minutes
-on two cores. It guards against regressions: a bound that is broken fails the job. Rates are for the suites themselves.
+"""The suite `quick`: small loads of the suites that offer one, each against loose bounds of its ratios, in two to three
+minutes on two cores. It guards against regressions: a bound that is broken fails the job. Rates are for the suites
+themselves.
 """
 
 from __future__ import annotations

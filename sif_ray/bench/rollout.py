@@ -172,7 +172,7 @@ def by_actors(config: GrpoConfig) -> Iterator[Way]:
 
     async def turn(actor: Any, requests: Sequence[RolloutRequest]) -> Turn:
         started_s = time.perf_counter()
-        groups = await generate(actor, requests, groups_per_engine(config))
+        groups = await generate(actor, requests, groups_per_engine(config.engine.max_num_seqs, config.group_size))
         seconds = time.perf_counter() - started_s
         by_ticket = {group.ticket_id: group for group in groups}
         tokens = [rollout.token_ids_T for request in requests for rollout in by_ticket[request.ticket_id].rollouts]

@@ -287,7 +287,8 @@ def draw_config(rng: random.Random) -> GrpoConfig:
 def max_tasks(config: GrpoConfig) -> int:
     """Twice what one life may need at a time: a few for each group under way or waiting, each worker, each part of the
     loop. What leaks grows beyond any multiple."""
-    groups = config.num_engines * (groups_per_engine(config) + 1) + config.groups_per_step * (config.max_staleness + 2)
+    most = groups_per_engine(config.engine.max_num_seqs, config.group_size)
+    groups = config.num_engines * (most + 1) + config.groups_per_step * (config.max_staleness + 2)
     workers = config.num_engines + config.num_reward_workers
     return 2 * (20 + 6 * workers + (6 + 2 * config.group_size) * (groups + config.eval_samples))
 

@@ -112,7 +112,7 @@ class Truth:
             acknowledged is not None,
             f"{name} was asked for {ticket_id} while its update was not acknowledged (it holds version {held})",
         )
-        most = groups_per_engine(self.config)
+        most = groups_per_engine(self.config.engine.max_num_seqs, self.config.group_size)
         self.promise(tickets <= most, f"{name} was given {tickets} tickets at once, at most {most} fit")
 
     def was_scored(self, ticket_id: str, scores_G: Sequence[float]) -> None:

@@ -212,7 +212,7 @@ class GrpoLoop:
         self._logged: dict[str, float] = {}  # metrics of the last step
         self._published = ledger.version  # what engines should hold
         self._update: WeightUpdate | None = None  # with its weights; None for version 0 and while the next is published
-        self._groups_per_engine = groups_per_engine(config)
+        self._groups_per_engine = groups_per_engine(config.engine.max_num_seqs, config.group_size)
         self._scored = dict(groups or {})  # by ticket id, scored and not taken yet
         self._groups_replaced = 0  # since the last step, for want of reward spread
         self._rollouts: set[asyncio.Task[None]] = set()

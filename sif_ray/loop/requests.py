@@ -22,13 +22,13 @@ class VersionError(RuntimeError):
     """An engine that should have kept its version has answered with another one."""
 
 
-def groups_per_engine(config: GrpoConfig) -> int:
+def groups_per_engine(max_num_seqs: int, group_size: int) -> int:
     """Groups that are asked of an engine at a time: twice as many as it could run whole, and one more.
 
     A group is there until its longest rollout ends, and the places of those that have ended would stay empty. What an
     engine has no place for waits inside it; it gets older only by the versions under which its tokens are written.
     """
-    return 2 * -(-config.engine.max_num_seqs // config.group_size) + 1
+    return 2 * -(-max_num_seqs // group_size) + 1
 
 
 def training_request(config: GrpoConfig, sample: Sample, ticket_id: str, attempt: int = 0) -> RolloutRequest:

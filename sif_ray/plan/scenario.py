@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from sif_ray.loop.requests import groups_per_engine
+
 
 @dataclass(frozen=True)
 class Lengths:
@@ -133,5 +135,5 @@ class Scenario:
 
     @property
     def groups_per_engine(self) -> int:
-        """Leases that an engine may hold (`sif_ray.loop.requests`)."""
-        return 2 * -(-self.max_num_seqs // self.group_size) + 1
+        """Leases that an engine may hold."""
+        return groups_per_engine(self.max_num_seqs, self.group_size)

@@ -51,7 +51,7 @@ def test_specs_survive_a_channel_of_plain_lists() -> None:
     assert tuple(specs_from_rows(specs_to_rows(update.tensors))) == update.tensors
 
 
-def test_one_buffer_serves_all_buckets_that_are_put_away() -> None:
+def test_one_buffer_serves_all_buckets_that_are_put_away_and_no_others() -> None:
     named, stored, places = list(TENSORS.items()), [], set()
 
     def put(bucket: ByteArray) -> int:
@@ -60,9 +60,11 @@ def test_one_buffer_serves_all_buckets_that_are_put_away() -> None:
         return len(stored) - 1
 
     update = make_update(1, [named[1:], named[:1]], put=put)
-    assert update.tensors == make_update(1, [named[1:], named[:1]]).tensors
-    read = dict(read_tensors(update.tensors, stored))
-    assert all(torch.equal(read[name], tensor) for name, tensor in named)
+    kept = make_update(1, [named[1:], named[:1]])
+    assert update.tensors == kept.tensors
+    for buckets in (stored, kept.buckets):
+        read = dict(read_tensors(update.tensors, buckets))
+        assert all(torch.equal(read[name], tensor) for name, tensor in named)
     assert len(places) == 1
 
 
