@@ -52,7 +52,6 @@ def make_config(folder: Path, policy: str, load: TrainingLoad) -> GrpoConfig:
         group_size=load.group_size,
         max_staleness=load.max_staleness,
         checkpoint_every=max(1, load.steps // 3),
-        parity_every=max(1, load.steps // 3),
         objective=ObjectiveConfig(kl_beta=0.0),
         sampling=SamplingConfig(max_tokens=load.max_tokens),
         engine=EngineConfig(max_model_len=512, max_num_seqs=load.max_num_seqs, kv_cache_gib=0.5),

@@ -45,16 +45,19 @@ def training_request(config: GrpoConfig, sample: Sample, ticket_id: str, attempt
 
 
 def heldout_request(config: GrpoConfig, sample: Sample, ticket_id: str) -> RolloutRequest:
-    """One greedy answer."""
+    """One greedy answer. Urgent, as the engine keeps its version until it has been given."""
     greedy = replace(config.sampling, temperature=0.0, top_p=1.0, top_k=0)
-    return replace(training_request(config, sample, ticket_id), num_rollouts=1, sampling=greedy, seed=None)
+    request = training_request(config, sample, ticket_id)
+    return replace(request, num_rollouts=1, sampling=greedy, seed=None, urgent=True)
 
 
 def probe_request(config: GrpoConfig, sample: Sample, ticket_id: str) -> RolloutRequest:
-    """A few short rollouts over the whole vocabulary, which is what the learner's log-probs are over."""
+    """A few short rollouts over the whole vocabulary, which is what the learner's log-probs are over. Urgent, as the
+    learner waits for them."""
     tokens = min(PROBE_TOKENS, config.sampling.max_tokens)
     sampling = replace(config.sampling, top_p=1.0, top_k=0, max_tokens=tokens)
-    return replace(training_request(config, sample, ticket_id), num_rollouts=PROBE_ROLLOUTS, sampling=sampling)
+    request = training_request(config, sample, ticket_id)
+    return replace(request, num_rollouts=PROBE_ROLLOUTS, sampling=sampling, urgent=True)
 
 
 def check_version(group: RolloutGroup, version: int, what: str) -> None:

@@ -237,6 +237,7 @@ def engine_request(
         forbidden_token_id=processor.image_token_id,
         seed=None if request.seed is None else _spread(request.seed),
         adapter=request.adapter,
+        priority=-1 if request.urgent else 0,
     )
 
 

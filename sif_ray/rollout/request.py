@@ -28,3 +28,4 @@ class RolloutRequest:
     seed: int | None = None  # None = the engine's own stream; equal seeds repeat a group only in an equal batch
     messages: tuple[Message, ...] = ()  # a chat in place of the engine's prompt for the question
     adapter: str = ""  # one of the engine's adapters; "" = the policy itself
+    urgent: bool = False  # the engine's next free place is for this one: others wait for the answer

@@ -74,6 +74,7 @@ class EngineRequest:
     forbidden_token_id: int
     seed: int | None
     adapter: str = ""  # by the name that the engine was started with; "" = the policy itself
+    priority: int = 0  # the lowest goes first
 
     def prompt(self) -> TokensPrompt:
         return TokensPrompt(
@@ -179,6 +180,7 @@ def engine_arguments(
         "seed": seed,
         "max_model_len": config.max_model_len,
         "max_num_seqs": config.max_num_seqs,
+        "scheduling_policy": "priority",
         "tensor_parallel_size": config.tensor_parallel_size,
         "distributed_executor_backend": executor(config, on_cpu=on_cpu()),
         "gpu_memory_utilization": config.gpu_memory_utilization,
@@ -250,7 +252,9 @@ class VllmClient:
 
     def _outputs(self, request: EngineRequest, params: SamplingParams) -> AsyncGenerator[RequestOutput]:
         adapter = self._adapters[request.adapter] if request.adapter else None
-        return self._llm.generate(request.prompt(), params, request.request_id, lora_request=adapter)
+        return self._llm.generate(
+            request.prompt(), params, request.request_id, lora_request=adapter, priority=request.priority
+        )
 
     def take_prompt_tokens(self) -> PromptTokens:
         """What was asked and computed since the last call."""

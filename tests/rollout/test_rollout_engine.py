@@ -189,6 +189,22 @@ def test_an_update_in_mid_generation_is_exact_to_the_token(actor: Any, old: Refe
     assert min(max(last_old), max(first_new)) > 10 * LOGPROB_TOLERANCE  # a boundary one token off would be seen
 
 
+def test_an_urgent_request_does_not_wait_in_the_queue(actor: Any) -> None:
+    async def answered() -> list[str]:
+        ended: list[str] = []
+
+        async def ask(request: RolloutRequest) -> None:
+            await _of(actor.generate.remote(request))
+            ended.append(request.ticket_id)
+
+        others = [make_request(f"other {n}", 8, temperature=2.0, max_tokens=60) for n in range(12)]  # 96 for 16 places
+        urgent = replace(make_request("urgent", 2, temperature=2.0, max_tokens=4), urgent=True)
+        await asyncio.gather(*(ask(request) for request in [*others, urgent]))
+        return ended
+
+    assert asyncio.run(answered()).index("urgent") < 4
+
+
 def test_nothing_computed_with_old_weights_is_used_after_an_update(actor: Any, new: Reference) -> None:
     group = _generate(actor, make_request("greedy", temperature=0.0, max_tokens=40))  # prompt and images seen before
     (rollout,) = group.rollouts

@@ -45,7 +45,7 @@ from sif_ray.rollout.vllm_client import FORBIDDEN_LOGIT_BIAS
 
 CALLS: list[tuple[Callable[..., Any], str]] = [
     (AsyncLLM.from_engine_args, "engine_args stat_loggers"),
-    (AsyncLLM.generate, "prompt sampling_params request_id"),
+    (AsyncLLM.generate, "prompt sampling_params request_id lora_request priority"),
     (AsyncLLM.collective_rpc, "method args"),
     (AsyncLLM.pause_generation, "mode clear_cache"),
     (AsyncLLM.resume_generation, ""),
@@ -94,7 +94,8 @@ def test_a_call_takes_the_arguments_it_is_given(function: Callable[..., Any], ar
 
 
 ENGINE_ARGUMENTS = """model dtype seed max_model_len max_num_seqs tensor_parallel_size gpu_memory_utilization
-    distributed_executor_backend enforce_eager enable_prefix_caching limit_mm_per_prompt mm_processor_cache_gb
+    distributed_executor_backend scheduling_policy enforce_eager enable_prefix_caching limit_mm_per_prompt
+    mm_processor_cache_gb
     skip_mm_profiling generation_config logprobs_mode weight_transfer_config worker_extension_cls disable_log_stats
     kv_cache_memory_bytes block_size scheduler_cls enable_chunked_prefill max_num_batched_tokens mm_processor_kwargs"""
 SAMPLING = """n temperature top_p top_k max_tokens seed logprobs flat_logprobs stop_token_ids logit_bias detokenize
