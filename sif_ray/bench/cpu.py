@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import defaultdict
 
+import numpy as np
 import psutil
 
 from sif_ray.bench.watch import Watch
@@ -20,10 +22,12 @@ class CpuWatch(Watch):
         super().__init__(every_s)
         self._first: dict[int, float] = {}
         self._spent: dict[int, tuple[str, float]] = {}
+        self._totals: list[tuple[float, float]] = []  # unix time and `total_s` of every sample
 
     def sample(self) -> None:
         self._spent |= _spent()
         self._first = self._first or {pid: seconds for pid, (_, seconds) in self._spent.items()}
+        self._totals.append((time.time(), self.total_s))
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -36,6 +40,11 @@ class CpuWatch(Watch):
     @property
     def total_s(self) -> float:
         return sum(self.seconds.values())
+
+    def cores(self, begin_s: float, end_s: float) -> float:
+        """How many cores were at work between two unix times, in the mean."""
+        begin, end = np.interp([begin_s, end_s], *zip(*self._totals, strict=True))
+        return float((end - begin) / (end_s - begin_s))
 
 
 def _spent() -> dict[int, tuple[str, float]]:

@@ -7,11 +7,15 @@ then for the update. Rates are those of whole runs, from the first rollout to th
 then, which it is not between two steps in the middle, since long completions are trained late.
 
 A stage is busy while something of its kind is under way: an engine with one sequence is as busy as one with a hundred.
+
+All stages share the cores of one machine. Where the on-policy run keeps c of C at work in the mean, no other order of
+the same work can be more than C / c times as fast: that bound is given with the figures.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import statistics
 import tempfile
 from dataclasses import asdict, dataclass, replace
@@ -66,6 +70,7 @@ def measure(repetitions: int, load: Load = Load()) -> Findings:
         "lengths": {"short_tokens": SHORT_TOKENS, "long_tokens": LONG_TOKENS, "long_share": LONG_SHARE},
         "tokens_per_s": {mode: spread(values) for mode, values in rates.items()},
         "seconds_over_busiest": spread(over_busiest),
+        "gain_with_all_cores_at_work": spread([(os.cpu_count() or 1) / one.cores for one in found["on_policy"]]),
         **{mode: middle_figures(middles) for mode, middles in found.items()},
     }
     return Findings(goals, figures)
@@ -76,6 +81,10 @@ def _turn(mode: str, config: GrpoConfig, judge_latency_s: float) -> Middle:
         judge = JudgeConfig(kind="llm", model="bench", base_url=server.base_url)
         middle, _ = run(replace(config, judge=judge), edge=0)
     log.info(
-        "bench overlap: %s, %.0f tokens/s, %.1f completions/s", mode, middle.tokens_per_s, middle.completions_per_s
+        "bench overlap: %s, %.0f tokens/s, %.1f completions/s, %.2f cores at work",
+        mode,
+        middle.tokens_per_s,
+        middle.completions_per_s,
+        middle.cores,
     )
     return middle

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ class Middle:
     completions_per_s: float
     tokens_per_s: float  # of completions
     busy_s: dict[str, float]  # by stage; what several groups do at once counts once
+    cores: float  # at work, in the mean
     learner_idle_share: float
     engine_idle_share: float
     prompt_tokens: float  # mean
@@ -96,18 +97,18 @@ def run(config: GrpoConfig, edge: int | None = None) -> tuple[Middle, dict[str, 
     finished = json.loads((output / "finished.json").read_text())
     if finished["version"] != config.max_steps or finished["dropped"]:
         raise RuntimeError(f"{finished['version']} of {config.max_steps} steps, dropped: {finished['dropped']}")
-    middle = read_middle(output, config, config.max_staleness + 1 if edge is None else edge)
+    middle = read_middle(output, config, config.max_staleness + 1 if edge is None else edge, watch.cores)
     if middle.parity_mean_abs > MAX_PARITY or middle.staleness_max > config.max_staleness:
         raise RuntimeError(f"engine and learner differ, or tokens are too old: {middle}")
     shutil.rmtree(output)
     return middle, watch.seconds
 
 
-def read_middle(output: Path, config: GrpoConfig, edge: int) -> Middle:
+def read_middle(output: Path, config: GrpoConfig, edge: int, cores: Callable[[float, float], float]) -> Middle:
     """From the end of step `edge` to the end of the step as many before the last. With more than `max_staleness` the
     engines are ahead of the learner by as much at both, so that as many completions are trained in between as are
     generated: with long-tailed lengths no more than about as many tokens, as long completions come late. Without an
-    edge it is all steps, from the first rollout on."""
+    edge it is all steps, from the first rollout on. `cores`: how many were at work between two unix times."""
     steps = read_metrics(output / "metrics.jsonl")
     within = steps[edge : len(steps) - edge]
     spans = read_timeline(output / "timeline.jsonl")
@@ -123,6 +124,7 @@ def read_middle(output: Path, config: GrpoConfig, edge: int) -> Middle:
         completions_per_s=completions / seconds,
         tokens_per_s=tokens / seconds,
         busy_s=busy_seconds(spans, begin_s, end_s),
+        cores=cores(begin_s, end_s),
         learner_idle_share=statistics.mean(step["learner_idle_share"] for step in within),
         engine_idle_share=statistics.mean(step["engine_idle_share"] for step in within),
         prompt_tokens=statistics.mean(span.labels["prompt_tokens"] for span in spans if span.kind == "generate"),

@@ -109,19 +109,24 @@ def test_rates_are_those_of_the_steps_between_start_and_end(tmp_path):
     times_s = [0.0, 50.0, 52.0, 54.0, 56.0, 58.0, 90.0, 99.0]
     timed = [line | {"time_s": time_s} for line, time_s in zip(lines, times_s, strict=True)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in timed))
-    middle = read_middle(tmp_path, config, edge=2)
+    middle = read_middle(tmp_path, config, 2, lambda begin_s, end_s: end_s - begin_s)
     assert (middle.steps, middle.seconds, middle.completions_per_s, middle.tokens_per_s) == (4, 8.0, 4.0, 50.0)
+    assert middle.cores == 8.0
     assert (middle.computed_prompts_per_group, middle.prompt_tokens, middle.busiest_s) == (2.0, 57, 2.0)
-    whole = read_middle(tmp_path, config, edge=0)
+    whole = read_middle(tmp_path, config, 0, lambda begin_s, end_s: 1.0)
     assert (whole.steps, whole.seconds, whole.tokens_per_s) == (8, 99.0 - 51.0, 800.0 / 48.0)
 
 
 def test_the_cpu_seconds_of_this_process_are_its_own():
+    begin_s = time.time()
     with CpuWatch(every_s=0.05) as watch:
         until = time.process_time() + 0.3
         while time.process_time() < until:
             pass
     assert 0.25 < watch.seconds["this process"] <= watch.total_s < 5
+    half_s = (time.time() - begin_s) / 2
+    halves = watch.cores(begin_s, begin_s + half_s) + watch.cores(begin_s + half_s, begin_s + 2 * half_s)
+    assert halves * half_s == pytest.approx(watch.total_s)
 
 
 def test_the_bound_is_the_busiest_stage_or_all_cores():
