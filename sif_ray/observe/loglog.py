@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from sif_ray.observe.charts import percent, short
 
-WIDTH, HEIGHT = 720, 420
+WIDTH, HEIGHT = 640, 420  # without the legend, which is to the right
 LEFT, RIGHT, TOP, BOTTOM = 76, 24, 46, 56
+CHARACTER, KEY = 7.4, 40  # widths in the legend: a character at most, and a line with its gap
+MARK_DISTANCE = 30  # between two sizes that are written
 COLOURS = ("#2563a8", "#c2410c", "#15803d", "#7e22ce", "#0e7490", "#a16207", "#be185d", "#4d7c0f", "#1e3a8a", "#9f1239")
 GREY = "#8a8a8a"
 
@@ -40,11 +42,12 @@ def loglog_svg(title: str, axis: str, curves: Sequence[Curve]) -> str:
     def y(value: float) -> float:
         return HEIGHT - BOTTOM - percent(math.log(value), math.log(low), math.log(high)) / 100 * (HEIGHT - TOP - BOTTOM)
 
+    width = WIDTH + KEY + round(CHARACTER * max(len(curve.name) for curve in curves))
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" '
             'font-family="system-ui, sans-serif" font-size="13" fill="#222">',
-            f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
+            f'<rect width="{width}" height="{HEIGHT}" fill="#fff"/>',
             *_grid(marks, low, high, x, y),
             *(_line(curve, x, y) for curve in curves),
             *_legend(curves),
@@ -59,10 +62,13 @@ def _grid(
     sizes: Sequence[float], low: float, high: float, x: Callable[[float], float], y: Callable[[float], float]
 ) -> list[str]:
     marks = []
+    written = -math.inf
     for size in sizes:
         at = x(size)
         marks.append(f'<path d="M{at:.1f} {TOP}V{HEIGHT - BOTTOM}" stroke="#e4e4e4"/>')
-        marks.append(f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{short(size)}</text>')
+        if at >= written + MARK_DISTANCE:
+            written = at
+            marks.append(f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{short(size)}</text>')
     for power in range(round(math.log10(low)), round(math.log10(high)) + 1):
         at = y(10.0**power)
         marks.append(f'<path d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}" stroke="#e4e4e4"/>')
@@ -84,7 +90,7 @@ def _line(curve: Curve, x: Callable[[float], float], y: Callable[[float], float]
 
 def _legend(curves: Sequence[Curve]) -> list[str]:
     return [
-        f'<path d="M{LEFT + 14} {TOP + 16 + 20 * row}h26" stroke="{curve.colour}" stroke-width="3"/>'
-        f'<text x="{LEFT + 48}" y="{TOP + 20 + 20 * row}">{curve.name}</text>'
+        f'<path d="M{WIDTH} {TOP + 16 + 20 * row}h26" stroke="{curve.colour}" stroke-width="3"/>'
+        f'<text x="{WIDTH + KEY - 6}" y="{TOP + 20 + 20 * row}">{curve.name}</text>'
         for row, curve in enumerate(curves)
     ]
