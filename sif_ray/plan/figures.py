@@ -23,6 +23,7 @@ class Figures:
     groups_per_step: int
     step_s: float  # median
     step_p95_s: float
+    settled_step_s: float  # mean, without the first steps, which find the window empty
     mean_step_s: float  # the whole run, failures included
     steps_per_h: float
     completions_per_s: float
@@ -51,7 +52,7 @@ class Figures:
 def figures_of(outcome: Outcome, usd_per_hour: float) -> Figures:
     """The figures of a run of at least one step; `usd_per_hour` of one GPU."""
     scenario, steps = outcome.scenario, outcome.steps
-    settled = steps[min(scenario.max_staleness + 1, len(steps) - 1) :]  # the first ones find the window empty
+    settled = steps[min(scenario.max_staleness + 1, len(steps) - 1) :]
     seconds = [step.seconds for step in settled]
     mean_s = outcome.seconds / len(steps)
     ages = sum((step.staleness for step in steps), Counter[int]())
@@ -66,6 +67,7 @@ def figures_of(outcome: Outcome, usd_per_hour: float) -> Figures:
         groups_per_step=scenario.groups_per_step,
         step_s=statistics.median(seconds),
         step_p95_s=float(np.percentile(seconds, 95)),
+        settled_step_s=statistics.mean(seconds),
         mean_step_s=mean_s,
         steps_per_h=3600 / mean_s,
         completions_per_s=groups * scenario.group_size / outcome.seconds,

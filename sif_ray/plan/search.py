@@ -99,10 +99,11 @@ def search(request: Request, num_gpus: int) -> list[Figures]:
 
 
 def ranked(figures: Sequence[Figures]) -> list[Figures]:
-    """By the seconds of a step; first the one with the smallest window among those that are about as fast as any."""
-    by_speed = sorted(figures, key=lambda one: one.step_s)
-    good = [one for one in by_speed if one.step_s <= ENOUGH * by_speed[0].step_s]
-    best = min(good, key=lambda one: (one.max_staleness, one.step_s))
+    """By the mean seconds of a step, once settled: trial runs differ in length. First the one with the smallest window
+    among those that are about as fast as any."""
+    by_speed = sorted(figures, key=lambda one: one.settled_step_s)
+    good = [one for one in by_speed if one.settled_step_s <= ENOUGH * by_speed[0].settled_step_s]
+    best = min(good, key=lambda one: (one.max_staleness, one.settled_step_s))
     return [best, *(one for one in by_speed if one is not best)]
 
 
