@@ -34,7 +34,7 @@ class SlowAnswers(FakeEngine):
     async def generate(self, request):
         is_eval = request.ticket_id.startswith("eval")
         if is_eval:
-            assert request.num_rollouts == 1 and request.sampling.temperature == 0
+            assert request.num_rollouts == 1 and request.sampling.temperature == 0 and request.urgent
             first = self.version
             await asyncio.sleep(self.answer_s)
             assert self.version == first, "the engine was updated while it was lent"

@@ -177,6 +177,8 @@ def test_probe_compares_the_same_version_and_leaves_training_alone():
     logged = {step: values["parity_mean_abs"] for step, values in rig.recorder.metrics if "parity_mean_abs" in values}
     assert logged == {1: 0.25, 3: 0.25, 5: 0.25}
     assert not any(ticket.startswith("probe") for ticket in rig.learner.trained)
+    asked = [request for engine in rig.engines for request in engine.requests]
+    assert all(request.urgent == request.ticket_id.startswith("probe") for request in asked)
 
 
 def test_large_difference_in_the_probe_is_an_alarm(caplog):

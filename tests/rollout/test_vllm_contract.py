@@ -95,9 +95,9 @@ def test_a_call_takes_the_arguments_it_is_given(function: Callable[..., Any], ar
 
 ENGINE_ARGUMENTS = """model dtype seed max_model_len max_num_seqs tensor_parallel_size gpu_memory_utilization
     distributed_executor_backend scheduling_policy enforce_eager enable_prefix_caching limit_mm_per_prompt
-    mm_processor_cache_gb
-    skip_mm_profiling generation_config logprobs_mode weight_transfer_config worker_extension_cls disable_log_stats
-    kv_cache_memory_bytes block_size scheduler_cls enable_chunked_prefill max_num_batched_tokens mm_processor_kwargs"""
+    mm_processor_cache_gb skip_mm_profiling generation_config logprobs_mode weight_transfer_config worker_extension_cls
+    disable_log_stats kv_cache_memory_bytes block_size scheduler_cls enable_chunked_prefill max_num_batched_tokens
+    mm_processor_kwargs"""
 SAMPLING = """n temperature top_p top_k max_tokens seed logprobs flat_logprobs stop_token_ids logit_bias detokenize
     output_kind"""
 
