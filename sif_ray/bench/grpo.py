@@ -9,7 +9,8 @@ Both once more with a judge over HTTP that answers after 300 ms. Rates are those
 also before the end, where the engine has nothing left to do.
 
 In the same turns the stages are measured alone. Generation, rewards and update can at best overlap fully: the bound is
-the rate of the busiest one, or that at which all of them together keep every core busy.
+the rate of the busiest one, or that at which all of them together keep every core busy. No loop reaches it where the
+stages slow each other down; how much they do, two processes tell that generate and update at once (`stages_at_once`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ import sif_ray
 from sif_ray.bench.answering_policy import write_answering_policy
 from sif_ray.bench.chat_server import chat_server
 from sif_ray.bench.findings import Findings, Goal, interleaved, share, spread
-from sif_ray.bench.lone_stages import LoneStages, measure_lone_stages
+from sif_ray.bench.lone_stages import Lone, LoneStages, measure_lone_stages
+from sif_ray.bench.stages_at_once import measure_at_once
 from sif_ray.bench.toy_dataset import write_dataset
 from sif_ray.bench.training_run import Middle, TrainingLoad, make_config, middle_figures, run
 from sif_ray.bench.trl_steps import JUDGE_THREADS, TrlRequest
@@ -44,6 +46,7 @@ TRL_PYTHON = "SIF_RAY_TRL_PYTHON"
 OVER_TRL, OVER_TRL_JUDGED = 3.0, 5.0
 SHARE_OF_BOUND = 0.8
 TRL_TIMEOUT_S = 900.0
+AT_ONCE = ("generation", "update")
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,17 @@ class Load(TrainingLoad):
 
     trl_steps: int = 4
     lone_steps: int = 3
+    at_once_s: float = 20.0
     trl_micro_batch: int = 32  # completions
     trl_threads: int = 2
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """Stages with nothing else on the machine, and the same with what they take at once."""
+
+    alone: LoneStages
+    at_once: LoneStages
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,7 @@ def measure(repetitions: int, load: Load = Load()) -> Findings:
         folder = Path(name)
         write_dataset(folder / "data", (load.steps + 2) * load.groups_per_step)
         config = make_config(folder, write_answering_policy(folder / "policy"), load)
-        ways: dict[str, Any] = {"stages": partial(_lone_turn, config, load)}
+        ways: dict[str, Any] = {"stages": partial(_stages_turn, config, load)}
         for kind, judged in (("", False), ("_judged", True)):
             ways[f"ours{kind}"] = partial(_our_turn, config, load, judged)
             if python:
@@ -113,13 +125,16 @@ def trl_request(config: GrpoConfig, load: Load, output: str, judge_url: str) -> 
     )
 
 
-def _lone_turn(config: GrpoConfig, load: Load) -> LoneStages:
+def _stages_turn(config: GrpoConfig, load: Load) -> _Stages:
     samples = list(read_samples(config.data, config.split))
     # DeepSpeed does not start twice in a process.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        found = process.submit(measure_lone_stages, config, samples, load.lone_steps).result()
-    bound = found.bound_completions_per_s(os.cpu_count() or 1)
-    log.info("bench grpo: stages alone allow %.1f completions/s: %s", bound, found)
+        alone, batches = process.submit(measure_lone_stages, config, samples, load.lone_steps).result()
+    generation, update = measure_at_once(config, samples, batches, load.at_once_s)
+    found = _Stages(alone, replace(alone, generation=generation, update=update))
+    for told, stages in (("alone", found.alone), ("at once", found.at_once)):
+        bound = stages.bound_completions_per_s(os.cpu_count() or 1)
+        log.info("bench grpo: stages %s allow %.1f completions/s: %s", told, bound, stages)
     return found
 
 
@@ -167,8 +182,11 @@ def _trl_turn(config: GrpoConfig, load: Load, judged: bool, python: str, clean: 
 
 def _findings(load: Load, found: dict[str, list[Any]]) -> Findings:
     num_cpus = os.cpu_count() or 1
-    stages: list[LoneStages] = found["stages"]
-    bounds = [one.bound_completions_per_s(num_cpus) for one in stages]
+    stages: dict[str, list[LoneStages]] = {
+        "alone": [one.alone for one in found["stages"]],
+        "at_once": [one.at_once for one in found["stages"]],
+    }
+    bounds = {name: [one.bound_completions_per_s(num_cpus) for one in ones] for name, ones in stages.items()}
     rates = {name: [one.middle.completions_per_s for one in found[name]] for name in ("ours", "ours_judged")}
     rates |= {name: [one.completions_per_s for one in found[name]] for name in found if name.startswith("trl")}
     goals = []
@@ -177,24 +195,20 @@ def _findings(load: Load, found: dict[str, list[Any]]) -> Findings:
         value = share(rates[f"ours{kind}"], rates[f"trl{kind}"]) if measured else 0.0
         suffix = "" if measured else f" (not measured: {TRL_PYTHON} is not set)"
         goals.append(Goal(f"completions/s{told}, of TRL's{suffix}", value, wanted, at_least=True))
-    of_bound = share(rates["ours"], bounds)
+    of_bound = share(rates["ours"], bounds["alone"])
     goals.append(Goal("completions/s, of what the stages alone allow", of_bound, SHARE_OF_BOUND, at_least=True))
     figures = {
         "load": asdict(load),
         "trl_judge_threads": JUDGE_THREADS,
         "completions_per_s": {name: spread(values) for name, values in rates.items()},
-        "bound_completions_per_s": spread(bounds),
-        "stages_alone": {
-            name: {
-                "completions_per_s": spread([1 / getattr(one, name).wall_s for one in stages]),
-                "cpu_s_per_completion": spread([getattr(one, name).cpu_s for one in stages]),
-            }
-            for name in ("generation", "rewards", "log_probs", "update")
-        },
+        "bound_completions_per_s": {name: spread(values) for name, values in bounds.items()},
+        "of_bound": {name: share(rates["ours"], values) for name, values in bounds.items()},
+        "stages_alone": {name: _stage(stages["alone"], name) for name in (*AT_ONCE, "rewards", "log_probs")},
+        "stages_at_once": {name: _stage(stages["at_once"], name) for name in AT_ONCE},
         "prompts_computed_per_group": {
             "without_sharing": load.group_size,
             "engine": spread([one.middle.computed_prompts_per_group for one in found["ours"]]),
-            "learner": spread([one.prompts_per_group for one in stages]),
+            "learner": spread([one.prompts_per_group for one in stages["alone"]]),
         },
         "trl_prompt_tokens": {
             name: spread([one.prompt_tokens for one in found[name]]) for name in found if name.startswith("trl")
@@ -204,3 +218,11 @@ def _findings(load: Load, found: dict[str, list[Any]]) -> Findings:
         "cpu_s_by_process": [one.cpu_s for one in found["ours"]],  # of whole runs, start included
     }
     return Findings(goals, figures)
+
+
+def _stage(stages: list[LoneStages], name: str) -> dict[str, Any]:
+    ones: list[Lone] = [getattr(one, name) for one in stages]
+    return {
+        "completions_per_s": spread([1 / one.wall_s for one in ones]),
+        "cpu_s_per_completion": spread([one.cpu_s for one in ones]),
+    }

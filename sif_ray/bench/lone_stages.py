@@ -50,21 +50,16 @@ class LoneStages:
         return 1 / max(max(stage.wall_s for stage in needed), sum(stage.cpu_s for stage in needed) / num_cpus)
 
 
-def measure_lone_stages(config: GrpoConfig, samples: Sequence[Sample], steps: int) -> LoneStages:
-    """The stages of `steps` steps of a run of `config`, in this process and the engine's."""
+def measure_lone_stages(
+    config: GrpoConfig, samples: Sequence[Sample], steps: int
+) -> tuple[LoneStages, list[list[ScoredGroup]]]:
+    """The stages of `steps` steps of a run of `config`, in this process and the engine's, and the steps' batches."""
     samples = samples[: (steps + WARM_UP_STEPS) * config.groups_per_step]
     generation, groups = asyncio.run(_generate(config, samples))
     rewards, scored = _timed(lambda: asyncio.run(_score(config, groups, samples)), len(groups) * config.group_size)
     size = config.groups_per_step
     batches = [scored[at : at + size] for at in range(0, len(scored), size)]
-    learner = LearnerEngine(
-        config.learner,
-        config.policy,
-        total_steps=len(batches),
-        objective=config.objective,
-        sampling=config.sampling,
-        max_pixels=config.max_pixels,
-    )
+    learner = make_learner(config, total_steps=len(batches))
     try:
         for version, batch in enumerate(batches[:WARM_UP_STEPS]):
             learner.train_step(batch, version)
@@ -76,16 +71,33 @@ def measure_lone_stages(config: GrpoConfig, samples: Sequence[Sample], steps: in
         update, _ = _timed(lambda: [learner.train_step(batch, version) for version, batch in later], completions)
     finally:
         learner.close()
-    return LoneStages(generation, rewards, log_probs, update, _prompts_per_group(config, groups))
+    return LoneStages(generation, rewards, log_probs, update, _prompts_per_group(config, groups)), batches
+
+
+def make_learner(config: GrpoConfig, total_steps: int) -> LearnerEngine:
+    """The learner of a run of `config`, of one rank, in this process."""
+    return LearnerEngine(
+        config.learner,
+        config.policy,
+        total_steps=total_steps,
+        objective=config.objective,
+        sampling=config.sampling,
+        max_pixels=config.max_pixels,
+    )
+
+
+def groups_at_once(config: GrpoConfig) -> int:
+    """Enough groups that an engine always has as many sequences as it takes."""
+    return -(-config.engine.max_num_seqs // config.group_size) + 1
 
 
 async def _generate(config: GrpoConfig, samples: Sequence[Sample]) -> tuple[Lone, list[RolloutGroup]]:
-    """Every sample's group, as many at once as an engine of the loop is given. The first step's do not count."""
+    """Every sample's group, `groups_at_once`. The first step's do not count."""
     engine = RolloutEngine(config.policy, config.engine, config.prompt, max_pixels=config.max_pixels, seed=config.seed)
     await engine.start()
     try:
         await engine.warm_up()
-        room = asyncio.Semaphore(-(-config.engine.max_num_seqs // config.group_size) + 1)
+        room = asyncio.Semaphore(groups_at_once(config))
 
         async def group_of(sample: Sample) -> RolloutGroup:
             async with room:

@@ -8,8 +8,9 @@ then, which it is not between two steps in the middle, since long completions ar
 
 A stage is busy while something of its kind is under way: an engine with one sequence is as busy as one with a hundred.
 
-All stages share the cores of one machine. Where the on-policy run keeps c of C at work in the mean, no other order of
-the same work can be more than C / c times as fast: that bound is given with the figures.
+All stages share the cores of one machine. Where the on-policy run keeps c of C at work in the mean, an order of the
+work that keeps them all at work is C / c times as fast, and more only as far as larger batches save work: that is given
+with the figures.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ async def test_trl_is_given_the_rewards_of_the_method(tmp_path, samples):
 def test_whole_steps_are_measured_and_goals_without_trl_are_missed(ray_local, monkeypatch, caplog):
     monkeypatch.delenv(grpo.TRL_PYTHON, raising=False)
     with caplog.at_level(logging.WARNING, logger="sif_ray.bench"):
-        found = grpo.measure(1, grpo.Load(**TINY, max_tokens=16, lone_steps=2))
+        found = grpo.measure(1, grpo.Load(**TINY, max_tokens=16, lone_steps=2, at_once_s=3.0))
     assert "TRL is not measured" in caplog.text
     assert [goal.ok for goal in found.goals[:2]] == [False, False]
     assert all("not measured" in goal.name for goal in found.goals[:2])
@@ -164,6 +164,9 @@ def test_whole_steps_are_measured_and_goals_without_trl_are_missed(ray_local, mo
     assert found.figures["prompts_computed_per_group"]["learner"]["values"] == [1.0]
     assert 1 <= found.figures["prompts_computed_per_group"]["engine"]["median"] < 4
     assert found.figures["ours"]["steps"]["values"] == [4]
+    for name in ("generation", "update"):
+        at_once, alone = (found.figures[f"stages_{how}"][name] for how in ("at_once", "alone"))
+        assert 0.1 < at_once["completions_per_s"]["median"] / alone["completions_per_s"]["median"] < 3
     json.dumps(found.figures, allow_nan=False)
 
 
