@@ -17,8 +17,9 @@ from sif_ray.bench.cpu import CpuWatch
 from sif_ray.bench.lone_stages import Lone, groups_at_once, make_learner
 from sif_ray.config import GrpoConfig
 from sif_ray.loop.requests import training_request
-from sif_ray.records import RolloutRequest, Sample, ScoredGroup
+from sif_ray.records import Sample, ScoredGroup
 from sif_ray.rollout.engine import RolloutEngine
+from sif_ray.rollout.request import RolloutRequest
 
 START_TIMEOUT_S = 600.0
 
