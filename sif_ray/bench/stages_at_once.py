@@ -10,7 +10,7 @@ import itertools
 import multiprocessing
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from threading import Barrier
 
 from sif_ray.bench.cpu import CpuWatch
@@ -21,7 +21,7 @@ from sif_ray.records import Sample, ScoredGroup
 from sif_ray.rollout.engine import RolloutEngine
 from sif_ray.rollout.request import RolloutRequest
 
-START_TIMEOUT_S = 600.0
+START_TIMEOUT_S = 180.0
 
 
 def measure_at_once(
@@ -33,6 +33,8 @@ def measure_at_once(
         ready = manager.Barrier(2, timeout=START_TIMEOUT_S)
         generation = processes.submit(_generate_for, config, samples, ready, seconds)
         update = processes.submit(_update_for, config, batches, ready, seconds)
+        for ended in as_completed((generation, update)):
+            ended.result()  # raises what went wrong first, not that the other one waited in vain
         return generation.result(), update.result()
 
 
@@ -58,7 +60,7 @@ async def _generate(config: GrpoConfig, samples: Sequence[Sample], ready: Barrie
                     ended_s.append(time.time())
 
             await asyncio.gather(*(one_after_another() for _ in range(groups_at_once(config))))
-        return _until_the_end(watch, begin_s, seconds, ended_s, config.group_size)
+        return finished_while_both_worked(watch, begin_s, seconds, ended_s, config.group_size)
     finally:
         await engine.shutdown()
 
@@ -75,13 +77,15 @@ def _update_for(config: GrpoConfig, batches: Sequence[Sequence[ScoredGroup]], re
                 ended_s.append(time.time())
                 if ended_s[-1] >= begin_s + seconds:
                     break
-        return _until_the_end(watch, begin_s, seconds, ended_s, len(batches[0]) * config.group_size)
+        return finished_while_both_worked(watch, begin_s, seconds, ended_s, len(batches[0]) * config.group_size)
     finally:
         learner.close()
 
 
-def _until_the_end(watch: CpuWatch, begin_s: float, seconds: float, ended_s: Sequence[float], each: int) -> Lone:
-    """Of what ended while both were at work. `each` is the completions of one of `ended_s`."""
+def finished_while_both_worked(
+    watch: CpuWatch, begin_s: float, seconds: float, ended_s: Sequence[float], each: int
+) -> Lone:
+    """The cost of what ended within `seconds` of `begin_s`. `each` is the completions of one of `ended_s`."""
     within_s = [end_s for end_s in ended_s if end_s <= begin_s + seconds]
     if not within_s:
         raise RuntimeError(f"nothing ended within {seconds:g} s")

@@ -18,6 +18,7 @@ from sif_ray.bench.answering_policy import write_answering_policy
 from sif_ray.bench.chat_server import chat_server
 from sif_ray.bench.cpu import CpuWatch
 from sif_ray.bench.lone_stages import Lone, LoneStages
+from sif_ray.bench.stages_at_once import finished_while_both_worked
 from sif_ray.bench.toy_dataset import SPLIT, write_dataset
 from sif_ray.bench.training_run import busy_seconds, make_config, read_middle
 from sif_ray.bench.trl_steps import reward_function
@@ -135,6 +136,17 @@ def test_the_bound_is_the_busiest_stage_or_all_cores():
     assert stages.bound_completions_per_s(num_cpus=1) == pytest.approx(1 / 0.31)
 
 
+def test_at_once_only_what_ends_while_both_work_counts():
+    class TwoCores(CpuWatch):
+        def cores(self, begin_s, end_s):
+            return 1.5 if (begin_s, end_s) == (100.0, 103.0) else 0.0
+
+    found = finished_while_both_worked(TwoCores(), 100.0, 4.0, [101.0, 103.0, 105.0], each=8)
+    assert (found.wall_s, found.cpu_s) == (3.0 / 16, 1.5 * 3.0 / 16)
+    with pytest.raises(RuntimeError, match="nothing ended within 4 s"):
+        finished_while_both_worked(TwoCores(), 100.0, 4.0, [105.0], each=8)
+
+
 async def test_trl_is_given_the_rewards_of_the_method(tmp_path, samples):
     texts = [f"<think></think><answer>{answer}</answer>" for answer in ("nothing", samples[0].answer)]
     config = make_config(tmp_path, "toy", grpo.Load(**TINY))
@@ -164,9 +176,8 @@ def test_whole_steps_are_measured_and_goals_without_trl_are_missed(ray_local, mo
     assert found.figures["prompts_computed_per_group"]["learner"]["values"] == [1.0]
     assert 1 <= found.figures["prompts_computed_per_group"]["engine"]["median"] < 4
     assert found.figures["ours"]["steps"]["values"] == [4]
-    for name in ("generation", "update"):
-        at_once, alone = (found.figures[f"stages_{how}"][name] for how in ("at_once", "alone"))
-        assert 0.1 < at_once["completions_per_s"]["median"] / alone["completions_per_s"]["median"] < 3
+    at_once = found.figures["stages_at_once"]
+    assert all(at_once[name]["completions_per_s"]["min"] > 0 for name in ("generation", "update"))
     json.dumps(found.figures, allow_nan=False)
 
 
