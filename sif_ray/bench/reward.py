@@ -13,6 +13,7 @@ again, each of these one transition.
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import logging
 import random
@@ -60,7 +61,7 @@ class Load:
     width: int = 640  # px, of photograph and depth image
     height: int = 480
     open_tickets: tuple[int, ...] = (1_000, 10_000, 100_000)
-    rounds: int = 2  # of the ledger: every open ticket is trained so many times on average
+    rounds: int = 2  # of the ledger with the most open tickets: each is trained so many times on average
 
     @property
     def groups(self) -> int:
@@ -84,12 +85,12 @@ def measure(repetitions: int, load: Load = Load()) -> Findings:
 def quick() -> Findings:
     """A small load against loose bounds, of ratios alone."""
     traces, ledger = (
-        measure_traces(1, Load(traces=2_000)),
-        measure_ledger(1, Load(open_tickets=(1_000, 20_000))),
+        measure_traces(3, Load(traces=2_000)),
+        measure_ledger(3, Load(open_tickets=(1_000, 20_000))),
     )
     terms, worker = (traces.figures["traces_per_s"][name]["median"] for name in ("terms", "worker"))
     goals = [
-        Goal("rate of a reward worker, of the four terms alone", worker / terms, 0.4, at_least=True),
+        Goal("rate of a reward worker, of the four terms alone", worker / terms, 0.25, at_least=True),
         Goal(ledger.goals[1].name, ledger.goals[1].value, 0.4, at_least=True),
     ]
     return Findings(goals, {"traces": traces.figures, "ledger": ledger.figures})
@@ -118,8 +119,9 @@ def measure_traces(repetitions: int, load: Load) -> Findings:
 
 
 def measure_ledger(repetitions: int, load: Load) -> Findings:
-    """Transitions per second by the number of open tickets."""
-    found = interleaved({str(n): partial(ledger_rate, n, load.rounds) for n in load.open_tickets}, repetitions)
+    """Transitions per second by the number of open tickets, over as many transitions for each."""
+    trained = load.rounds * max(load.open_tickets)
+    found = interleaved({str(n): partial(ledger_rate, n, trained // n) for n in load.open_tickets}, repetitions)
     rates = {name: statistics.median(values) for name, values in found.items()}
     fewest, most = (str(pick(load.open_tickets)) for pick in (min, max))
     goals = [
@@ -168,7 +170,19 @@ def _timed_worker(groups: Sequence[Group]) -> tuple[npt.NDArray[np.float32], flo
 
 
 def ledger_rate(open_tickets: int, rounds: int) -> float:
-    """Transitions per second of a ledger that holds `open_tickets` leased tickets."""
+    """Transitions per second of a ledger that holds `open_tickets` leased tickets.
+
+    What is in memory from before is not looked at by the garbage collector meanwhile.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        return _ledger_rate(open_tickets, rounds)
+    finally:
+        gc.unfreeze()
+
+
+def _ledger_rate(open_tickets: int, rounds: int) -> float:
     per_step = max(open_tickets // MAX_STALENESS, 1)
     steps = rounds * MAX_STALENESS
     ledger = Ledger(
