@@ -105,7 +105,7 @@ def read_drafts(file: Path, pictures: PictureFolder, split: str, profile: str) -
         with file.open("rb") as stream:
             for number, row in enumerate(ijson.items(stream, "item", use_float=True)):
                 yield _draft(row, f"{file.stem}-{number}", layout, pictures, split, profile)
-    except (OSError, ijson.JSONError) as error:
+    except (OSError, ijson.JSONError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read as a JSON list of rows ({error})") from error
 
 

@@ -104,14 +104,15 @@ def test_rows_that_cannot_be_trained_on_are_refused_with_their_reason(tmp_path, 
 @pytest.mark.parametrize(
     ("content", "registration", "message"),
     [
-        ("{", None, "cannot be read as a JSON list of rows"),
-        ("[]", None, "no row of 0 can be trained on"),
-        ("[]", {"formatting": "alpaca"}, "is of formatting 'alpaca', not sharegpt"),
+        (b'["\xc1\xb7"]', None, "cannot be read as a JSON list of rows"),
+        (b"{", None, "cannot be read as a JSON list of rows"),
+        (b"[]", None, "no row of 0 can be trained on"),
+        (b"[]", {"formatting": "alpaca"}, "is of formatting 'alpaca', not sharegpt"),
     ],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path, content, registration, message):
     file = write(tmp_path, [], registration)
-    file.write_text(content)
+    file.write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         data_import(file, "--output", tmp_path / "data")
     (tmp_path / "full").mkdir()

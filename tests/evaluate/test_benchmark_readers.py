@@ -388,6 +388,13 @@ def test_labels_that_are_not_there_are_refused(tmp_path):
         items_of("pope", build.bunny(tmp_path / "p.jsonl", [{}]), tmp_path / "absent")
 
 
+def test_labels_that_are_no_utf_8_are_refused(tmp_path):
+    answers = tmp_path / "v2_mscoco_val2014_annotations.json"
+    answers.write_bytes(b'{"annotations": [{"question_id": "\xc1\xb7"}]}')
+    with pytest.raises(ConfigError, match=r"--answers .*v2_mscoco_val2014"):
+        items_of("vqav2", build.bunny(tmp_path / "v.jsonl", [{"question_id": 42}]), answers)
+
+
 def test_labels_that_are_not_looked_at_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="--answers"):
         items_of("viscot", build.viscot(tmp_path), tmp_path)

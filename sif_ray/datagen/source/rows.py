@@ -110,7 +110,7 @@ def array_items(file: InputFile, stream: BinaryIO, path: str) -> Iterator[Any]:
         for item in ijson.items(stream, path, use_float=True):
             count += 1
             yield item
-    except ijson.JSONError as error:  # its further lines show the place in the file
+    except (ijson.JSONError, UnicodeDecodeError) as error:  # its further lines show the place in the file
         told = " ".join(str(error).split("\n")[0].split())
         raise ConfigError(f"input = {file.path!r} is broken after {count} elements of its array: {told}") from error
 

@@ -30,7 +30,7 @@ def _vqa_labels(path: Path) -> dict[str, tuple[list[Any], str]]:
         with path.open("rb") as file:
             rows = ijson.items(file, "annotations.item")
             return {str(row["question_id"]): (row["answers"], row.get("answer_type", "")) for row in rows}
-    except (OSError, ijson.JSONError, KeyError, TypeError) as error:
+    except (OSError, ijson.JSONError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ConfigError(f"--answers {path}: {error!r}; expected {VQAV2_LABELS}") from error
 
 
