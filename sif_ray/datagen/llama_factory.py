@@ -28,6 +28,7 @@ from sif_ray.datagen.pictures import PhotoError, read
 from sif_ray.datagen.published import REGISTRATION
 from sif_ray.datagen.shards import commit
 from sif_ray.datagen.source.picture_folder import PictureFolder
+from sif_ray.datagen.source.rows import BROKEN_JSON
 from sif_ray.method.prompts import SUFFIX, SUFFIX_WITH_DEPTH_WORDS
 from sif_ray.method.trace import TraceError, parse
 from sif_ray.observe.run_folder import environment
@@ -105,7 +106,7 @@ def read_drafts(file: Path, pictures: PictureFolder, split: str, profile: str) -
         with file.open("rb") as stream:
             for number, row in enumerate(ijson.items(stream, "item", use_float=True)):
                 yield _draft(row, f"{file.stem}-{number}", layout, pictures, split, profile)
-    except (OSError, ijson.JSONError, UnicodeDecodeError) as error:
+    except (OSError, *BROKEN_JSON) as error:
         raise ConfigError(f"{file}: cannot be read as a JSON list of rows ({error})") from error
 
 

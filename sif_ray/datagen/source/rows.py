@@ -22,6 +22,9 @@ from sif_ray.storage import reach
 Row = tuple[int, Mapping[str, Any] | None]
 """Number of the line or element, from 1, and its fields; None = no JSON object."""
 
+BROKEN_JSON = (ijson.JSONError, UnicodeDecodeError)
+"""What ijson raises for a broken file: its parser lets some bytes pass that Python does not take for UTF-8."""
+
 _MAX_LINE_BYTES = 2**24  # of one annotation
 _BATCH_ROWS = 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -110,7 +113,7 @@ def array_items(file: InputFile, stream: BinaryIO, path: str) -> Iterator[Any]:
         for item in ijson.items(stream, path, use_float=True):
             count += 1
             yield item
-    except (ijson.JSONError, UnicodeDecodeError) as error:  # its further lines show the place in the file
+    except BROKEN_JSON as error:  # its further lines show the place in the file
         told = " ".join(str(error).split("\n")[0].split())
         raise ConfigError(f"input = {file.path!r} is broken after {count} elements of its array: {told}") from error
 

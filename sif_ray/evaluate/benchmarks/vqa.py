@@ -12,6 +12,7 @@ from typing import Any
 import ijson
 
 from sif_ray.config import ConfigError
+from sif_ray.datagen.source.rows import BROKEN_JSON
 from sif_ray.evaluate.benchmarks.files import Row, load_object, read_rows
 from sif_ray.evaluate.benchmarks.item import Benchmark, Item, Reply
 from sif_ray.evaluate.benchmarks.labels import INLINE, label_of
@@ -30,7 +31,7 @@ def _vqa_labels(path: Path) -> dict[str, tuple[list[Any], str]]:
         with path.open("rb") as file:
             rows = ijson.items(file, "annotations.item")
             return {str(row["question_id"]): (row["answers"], row.get("answer_type", "")) for row in rows}
-    except (OSError, ijson.JSONError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (OSError, *BROKEN_JSON, KeyError, TypeError) as error:
         raise ConfigError(f"--answers {path}: {error!r}; expected {VQAV2_LABELS}") from error
 
 
