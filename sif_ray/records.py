@@ -87,8 +87,12 @@ def sample_to_row(sample: Sample) -> dict[str, Any]:
 
 
 def sample_from_row(row: dict[str, Any]) -> Sample:
-    """The inverse of `sample_to_row`; columns that `Sample` does not know are ignored."""
+    """The inverse of `sample_to_row`; columns that `Sample` does not know are ignored. Raises `RecordError` for a field
+    that is null."""
     known = {field.name: row[field.name] for field in fields(Sample)}
+    missing = [name for name, value in known.items() if value is None]
+    if missing:
+        raise RecordError(f"row {row['sample_id']}: {missing[0]} is null")
     known["boxes"] = _as_boxes(row["boxes"])
     known["frames"] = tuple(_as_boxes(frame) for frame in row["frames"])
     known["width"], known["height"] = int(row["width"]), int(row["height"])

@@ -6,10 +6,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from sif_ray.datagen.dataset import ACCEPTED, FORMAT, MANIFEST
 from sif_ray.datagen.drafts import Draft, drafts_to_table
+from sif_ray.datagen.shards import shard_name, table_bytes
 from sif_ray.method import depth_code
 from sif_ray.records import Sample
 from sif_ray.toyworld.questions import draw_questions
@@ -23,7 +22,7 @@ def write_dataset(folder: Path, count: int) -> Path:
     """`count` rows in the split `SPLIT`."""
     (folder / ACCEPTED).mkdir(parents=True)
     drafts = [Draft(sample) for sample in toy_samples(count)]
-    pq.write_table(drafts_to_table(drafts), folder / ACCEPTED / "00000.parquet")
+    (folder / ACCEPTED / shard_name(0)).write_bytes(table_bytes(drafts_to_table(drafts)))
     manifest = {"format": FORMAT, "counts": {"splits": {SPLIT: {"accepted": count}}}}
     (folder / MANIFEST).write_text(json.dumps(manifest))
     return folder

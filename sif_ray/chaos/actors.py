@@ -125,7 +125,10 @@ class SimulatedEngine(Process):
 
         async def ask() -> RolloutGroup:
             try:
-                return await self.call(lambda: self._generate(request), leased=leased)
+                group = await self.call(lambda: self._generate(request), leased=leased)
+                if leased:
+                    self.truth.holds("groups", group)
+                return group
             finally:
                 self._owed.discard(name)
 
@@ -283,6 +286,7 @@ class SimulatedModel:
     def _is_down(self) -> bool:
         share, now_s = self._faults.rates.judge_down, asyncio.get_running_loop().time()
         if share and now_s >= max(self._down_until_s, self._up_until_s):
+            self._faults.happened["judge_down"] += 1
             down_s = self._faults.rng.expovariate(1 / 40.0)
             self._down_until_s = now_s + down_s
             self._up_until_s = self._down_until_s + down_s * (1 - share) / share
@@ -329,7 +333,9 @@ class SimulatedLearner(Process):
             spec = TensorSpec("weight", "float32", (16,), int(policy[-8:], 16), bucket=0, offset_bytes=0)
             return WeightUpdate(version, (spec,), (policy,))
 
-        return await self.call(publish)
+        update = await self.call(publish)
+        self.truth.holds("updates", update)
+        return update
 
     async def log_probs(self, groups: Sequence[RolloutGroup]) -> list[list[FloatArray]]:
         async def log_probs() -> list[list[FloatArray]]:

@@ -20,7 +20,7 @@ from typing import Any, Self
 import httpx
 
 from sif_ray import config as configuration
-from sif_ray.chaos.process_tree import ProcessTree
+from sif_ray.chaos.process_tree import LOG, ProcessTree
 from sif_ray.chaos.promise import Violation
 from sif_ray.config import ServeConfig
 from sif_ray.toyworld.render import png, render
@@ -29,10 +29,11 @@ from sif_ray.toyworld.scenes import make_scene
 SERVER = "from sif_ray.cli import run_job; raise SystemExit(run_job('serve'))"
 READY_TIMEOUT_S = 600.0
 QUESTION = "How many balls are there?"
-CUT = "cut off"
-COME_BACK = ("429", "502", "503", "504", CUT)
-"""What has a client ask again: statuses, of which 502 is HAProxy's for a gateway that was killed while it answered, and
-connections that end before their reply."""
+CUT, PROXY_ERROR = "cut off", "500 of HAProxy"
+COME_BACK = ("429", "502", "503", "504", CUT, PROXY_ERROR)
+"""What has a client ask again: statuses, connections that end before their reply, and the page that Serve has HAProxy
+send for a gateway that was killed while it answered."""
+PROXY_ERROR_HEADERS = {"content-type", "content-length"}  # of that page; a gateway's own 500 has more
 ANSWERED = ("chat", "stream", "sif")  # kinds of requests that are for a whole answer
 PHOTOS = 32
 
@@ -45,7 +46,7 @@ class Endpoint(ProcessTree):
         self.base_url = f"http://127.0.0.1:{config.port}"
         file = folder / "serve.yaml"
         file.write_text(configuration.to_yaml(config))
-        super().__init__([sys.executable, "-c", SERVER, "--config", str(file)], folder / "log.txt")
+        super().__init__([sys.executable, "-c", SERVER, "--config", str(file)], folder / LOG)
 
     def wait_ready(self) -> None:
         """Until it would answer. Raises `Violation` when it ends before, or takes too long."""
@@ -118,7 +119,7 @@ class Load:
                 clients.create_task(self._ask_again(client))
 
     async def _ask_again(self, client: httpx.AsyncClient) -> None:
-        kinds: dict[str, Callable[[httpx.AsyncClient], Awaitable[int]]] = {
+        kinds: dict[str, Callable[[httpx.AsyncClient], Awaitable[httpx.Response]]] = {
             "chat": self._chat,
             "stream": self._stream,
             "sif": self._sif,
@@ -129,45 +130,45 @@ class Load:
             kind, ask = self._rng.choice(list(kinds.items()))
             sent_s = time.monotonic()
             try:
-                outcome = str(await ask(client))
+                outcome = _outcome(await ask(client))
             except httpx.TransportError:
                 outcome = CUT
             self.replies.append(Reply(kind, outcome, sent_s, time.monotonic()))
             if outcome in COME_BACK:
                 await asyncio.sleep(0.5)
             elif outcome != ("400" if kind == "broken image" else "200"):
-                self.surprises.append(f"{kind}: {outcome}")
+                self.surprises.append(f"{kind}: {outcome} at {time.strftime('%H:%M:%S')}")
 
-    async def _chat(self, client: httpx.AsyncClient) -> int:
+    async def _chat(self, client: httpx.AsyncClient) -> httpx.Response:
         reply = await client.post("/v1/chat/completions", json=self._asked())
         if reply.status_code == 200:
             written = reply.json()["usage"]["completion_tokens"]
             if written != self._endpoint.config.max_tokens:
                 self.surprises.append(f"chat: {written} tokens")
-        return reply.status_code
+        return reply
 
-    async def _stream(self, client: httpx.AsyncClient) -> int:
+    async def _stream(self, client: httpx.AsyncClient) -> httpx.Response:
         async with client.stream("POST", "/v1/chat/completions", json=self._asked(stream=True)) as reply:
             body = await reply.aread()
         if reply.status_code == 200 and not body.endswith(b"data: [DONE]\n\n"):
             raise httpx.RemoteProtocolError("the stream ended early")
-        return reply.status_code
+        return reply
 
-    async def _sif(self, client: httpx.AsyncClient) -> int:
+    async def _sif(self, client: httpx.AsyncClient) -> httpx.Response:
         files, data = {"image": self._photo()}, {"question": QUESTION}
         reply = await client.post("/v1/sif", files=files, data=data, params={"overlay": True})
         if reply.status_code == 200 and not reply.json()["overlay_image"]:
             self.surprises.append("sif: no overlay")
-        return reply.status_code
+        return reply
 
-    async def _broken_image(self, client: httpx.AsyncClient) -> int:
+    async def _broken_image(self, client: httpx.AsyncClient) -> httpx.Response:
         files, data = {"image": self._photo()[:200]}, {"question": QUESTION}
-        return (await client.post("/v1/sif", files=files, data=data)).status_code
+        return await client.post("/v1/sif", files=files, data=data)
 
-    async def _hang_up(self, client: httpx.AsyncClient) -> int:
+    async def _hang_up(self, client: httpx.AsyncClient) -> httpx.Response:
         async with client.stream("POST", "/v1/chat/completions", json=self._asked(stream=True)) as reply:
             await anext(reply.aiter_bytes(), b"")
-        return reply.status_code
+        return reply
 
     def _photo(self) -> bytes:
         return _photo(self._rng.randrange(PHOTOS))
@@ -176,6 +177,12 @@ class Load:
         url = "data:image/png;base64," + base64.b64encode(self._photo()).decode()
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
         return {"model": "sif", "messages": [{"role": "user", "content": content}], **others}
+
+
+def _outcome(reply: httpx.Response) -> str:
+    if reply.status_code == 500 and set(reply.headers) <= PROXY_ERROR_HEADERS:
+        return PROXY_ERROR
+    return str(reply.status_code)
 
 
 @functools.cache

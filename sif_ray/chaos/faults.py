@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -70,15 +71,24 @@ class Faults:
     def __init__(self, rng: random.Random, rates: Rates) -> None:
         self.rng, self.rates = rng, rates
         self.any_time = bool(rates.driver_dies or rates.told_to_stop or rates.asleep)  # after any event
-        self.happened: dict[str, int] = {}
+        self.happened: Counter[str] = Counter()
+        self._before: Counter[str] = Counter()
 
     def happens(self, kind: str) -> bool:
         """Whether a fault of this kind, a field of `Rates`, happens now."""
         rate = getattr(self.rates, kind)
         if rate == 0.0 or self.rng.random() >= rate:
             return False
-        self.happened[kind] = self.happened.get(kind, 0) + 1
+        self.happened[kind] += 1
         return True
+
+    def begin_life(self) -> None:
+        """A driver starts; see `of_life`."""
+        self._before = self.happened.copy()
+
+    def of_life(self) -> Counter[str]:
+        """What has happened since the driver started."""
+        return self.happened - self._before
 
     def calm(self) -> None:
         """Nothing goes wrong from now on."""

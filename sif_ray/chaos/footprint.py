@@ -13,6 +13,9 @@ import psutil
 
 from sif_ray.chaos.process_tree import ProcessTree
 
+_PROCESS = re.compile(r'(?<=[{,])(replica|replica_id|handle|WorkerId|actor_id|pid)="[^"]*",?')
+"""Labels that name a process. Ray's agent keeps counters and histograms of those that have died until its node ends."""
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -23,7 +26,7 @@ class Footprint:
     processes: int
     threads: int
     object_store_mb: float | None  # in use, in memory or spilled; None = the cluster did not say
-    series: int | None  # at the Prometheus endpoint of the Ray node
+    series: int | None  # at the Prometheus endpoint of the Ray node, apart from which process each is of
 
     @classmethod
     def of(cls, tree: ProcessTree) -> Footprint:
@@ -49,7 +52,8 @@ def _cluster(tree: ProcessTree) -> tuple[float | None, int | None]:
     except (psutil.Error, OSError, HTTPException):
         return None, None
     used = re.findall(r"^ray_object_store_memory\{.*\} (\S+)$", exported, re.MULTILINE)
-    return sum(map(float, used)) if used else None, len(re.findall(r"^[^#]", exported, re.MULTILINE)) or None
+    series = {_PROCESS.sub("", name) for name in re.findall(r"^([^#].*) \S+$", exported, re.MULTILINE)}
+    return sum(map(float, used)) if used else None, len(series) or None
 
 
 def _exported(tree: ProcessTree) -> str:

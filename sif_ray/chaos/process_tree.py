@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import subprocess
 import threading
 import time
@@ -19,6 +18,7 @@ GONE_TIMEOUT_S = 90.0  # for the processes of a run that has ended to follow it;
 FIND_TIMEOUT_S = 10.0  # for a process that is to be struck
 TAIL_BYTES = 65536
 ENGINE = "VLLM::EngineCore"
+LOG = "log.txt"
 _NAMELESS = "multiprocessing.spawn import spawn_main"
 
 
@@ -66,6 +66,13 @@ class ProcessTree:
         """Raises `Violation` when a process of any of its lives outlives the last one."""
         _, alive = psutil.wait_procs(self.alive(), timeout=GONE_TIMEOUT_S)
         promise(not alive, f"left behind: {[_told(process) for process in alive]}")
+
+    def watch_for(self, seconds: float) -> None:
+        """Let time pass; what loses its parent meanwhile is known."""
+        ends_s = time.monotonic() + seconds
+        while time.monotonic() < ends_s:
+            self.alive()
+            time.sleep(0.2)
 
     def alive(self) -> list[psutil.Process]:
         """All its processes; one whose parent has died belongs to it no less."""
@@ -122,10 +129,11 @@ def _told(process: psutil.Process) -> str:
 
 @contextlib.contextmanager
 def stopped(process: psutil.Process) -> Iterator[None]:
-    """The process stands still inside the body."""
-    process.send_signal(signal.SIGSTOP)
+    """The process stands still inside the body, if it is there."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.suspend()
     try:
         yield
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGCONT)
+            process.resume()

@@ -10,8 +10,8 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -24,10 +24,13 @@ import psutil
 from sif_ray.chaos.process_tree import ENGINE, stopped
 from sif_ray.chaos.promise import promise
 from sif_ray.chaos.victim import DRIVER, JudgeServer, Victim
+from sif_ray.checkpoints import STATE, digest_values
 from sif_ray.config import JudgeConfig
 
 STRUCK_AT = 5  # training steps
-WRONG_REQUEST = 2  # exit status
+PAUSE_S = 20.0  # shorter than anybody loses patience
+OUTAGE_S = 15.0  # of a judge, longer than one attempt may take
+FAILED, WRONG_REQUEST = 1, 2  # exit statuses
 DISK_MIB = 1024
 FILL_STORE = """
 import sys, time, ray, numpy
@@ -117,55 +120,70 @@ def make_victim(folder: Path) -> Victim:
 # --- what strikes ----------------------------------------------------------------------------------------------------
 
 
-def _killed(title: str) -> Callable[[Victim], None]:
-    """A process that is replaced while the run goes on."""
+def _replaced(worker: str, why: str, strike: Callable[[Victim], None]) -> Callable[[Victim], None]:
+    """The run goes on, and its log says that this worker was lost, no other one, and `why`."""
 
-    def strike(victim: Victim) -> None:
-        victim.one(title).kill()
+    def check(victim: Victim) -> None:
+        told_before = victim.log.stat().st_size
+        strike(victim)
         _goes_on(victim)
+        told = victim.told_since(told_before)
+        lost = re.findall(r"(\w+ \d+) is lost: (.*)", told)
+        promise([name for name, _ in lost] == [worker] and why in lost[0][1], f"lost were {lost}")
 
-    return strike
+    return check
 
 
-def _stopped_for(title: str, seconds: float) -> Callable[[Victim], None]:
-    """A process that stands still for a while, shorter than anybody loses patience."""
+def _killed(title: str) -> Callable[[Victim], None]:
+    return lambda victim: victim.one(title).kill()
+
+
+def _stopped(title: str) -> Callable[[Victim], None]:
+    return lambda victim: victim.one(title).suspend()
+
+
+def _paused(title: str) -> Callable[[Victim], None]:
+    """A process that stands still for `PAUSE_S`."""
 
     def strike(victim: Victim) -> None:
         with stopped(victim.one(title)):
-            time.sleep(seconds)
-        _goes_on(victim)
-
-    return strike
-
-
-def _stopped_for_good(title: str) -> Callable[[Victim], None]:
-    def strike(victim: Victim) -> None:
-        victim.one(title).send_signal(signal.SIGSTOP)
+            victim.watch_for(PAUSE_S)
         _goes_on(victim)
 
     return strike
 
 
 def _goes_on(victim: Victim) -> None:
+    """It comes to its end in the life in which it began."""
+    _ends_well(victim)
+    promise(victim.starts() == [0], f"it began again, from {victim.starts()[1:]}")
+
+
+def _starts_again(victim: Victim) -> None:
+    """The next run goes on from the newest checkpoint."""
+    newest = victim.newest_checkpoint().name
+    victim.start()
+    _ends_well(victim)
+    promise(f"step-{victim.starts()[-1]:06d}" == newest, f"it went on from {victim.starts()[-1]}, not from {newest}")
+
+
+def _ends_well(victim: Victim) -> None:
     status = victim.wait()
     promise(status == 0, f"it ended with status {status}:\n{victim.log_tail()}")
 
 
-def _starts_again(victim: Victim) -> None:
-    victim.start()
-    _goes_on(victim)
+def _fails(why: str, strike: Callable[[Victim], None]) -> Callable[[Victim], None]:
+    """Without this nothing goes on here: an error that says `why`, and the next run goes on."""
 
-
-def _ends_the_run(title: str) -> Callable[[Victim], None]:
-    """A process without which nothing goes on here: an error, and the next run goes on."""
-
-    def strike(victim: Victim) -> None:
-        victim.one(title).kill()
+    def check(victim: Victim) -> None:
+        told_before = victim.log.stat().st_size
+        strike(victim)
         status = victim.wait()
-        promise(status != 0, f"without {title} it ended with status 0")
+        promise(status == FAILED, f"it ended with status {status}:\n{victim.log_tail()}")
+        promise(why in victim.told_since(told_before), f"nothing is said of {why!r}:\n{victim.log_tail()}")
         _starts_again(victim)
 
-    return strike
+    return check
 
 
 def _driver_killed(victim: Victim) -> None:
@@ -177,36 +195,44 @@ def _driver_killed(victim: Victim) -> None:
 
 def _told_to_stop(victim: Victim) -> None:
     victim.stop()
+    trained, newest = list(victim.check_trail())[-1], victim.newest_checkpoint().name
+    promise(f"step-{trained:06d}" == newest, f"it has trained version {trained} and saved {newest}")
     _starts_again(victim)
+
+
+def _learner_killed(victim: Victim) -> None:
+    newest = victim.newest_checkpoint()
+    victim.one(LEARNER).kill()
+    _ends_well(victim)
+    again = victim.starts()[1:]
+    # A newer one may have been written between the look and the kill.
+    promise(len(again) == 1 and f"step-{again[0]:06d}" >= newest.name, f"it began again from {again}, not {newest}")
 
 
 def _judge_killed(victim: Victim) -> None:
     assert victim.judge is not None
     victim.judge.kill()
-    time.sleep(15.0)
+    victim.watch_for(OUTAGE_S)
     victim.judge.start()
     _goes_on(victim)
-    finished = json.loads((victim.output / "finished.json").read_text())
-    promise(not finished["dropped"], f"an outage of 15 s cost prompts: {finished['dropped']}")
 
 
-def _no_memory(title: str, struck: Callable[[Victim], None]) -> Callable[[Victim], None]:
+def _judge_paused(victim: Victim) -> None:
+    assert victim.judge is not None
+    with stopped(victim.judge.process):
+        victim.watch_for(OUTAGE_S)
+    _goes_on(victim)
+
+
+def _no_memory(title: str) -> Callable[[Victim], None]:
     """The process gets no more memory than it has."""
 
     def strike(victim: Victim) -> None:
         process = victim.one(title)
         room = process.memory_info().vms + 2**20
         process.rlimit(psutil.RLIMIT_AS, (room, room))
-        struck(victim)
 
     return strike
-
-
-def _fails_and_starts_again(victim: Victim) -> None:
-    status = victim.wait()
-    promise(status == 1, f"it ended with status {status}:\n{victim.log_tail()}")
-    promise("memory" in victim.log.read_text(errors="replace"), f"memory is not named:\n{victim.log_tail()}")
-    _starts_again(victim)
 
 
 def _full_store(victim: Victim) -> None:
@@ -225,10 +251,6 @@ def _full_store(victim: Victim) -> None:
 
 
 # --- what the disk does ----------------------------------------------------------------------------------------------
-
-
-def _newest(victim: Victim) -> Path:
-    return max((victim.output / "checkpoints").glob("step-*"))
 
 
 def _cut(name: str) -> Callable[[Path], None]:
@@ -250,19 +272,29 @@ def _flip(name: str) -> Callable[[Path], None]:
 
 
 def _other_format(checkpoint: Path) -> None:
-    state = checkpoint / "state.json"
-    state.write_text(state.read_text().replace('"format": 1', '"format": 99'))
+    state = json.loads((checkpoint / STATE).read_text())
+    del state["digest"]
+    state["format"] = 99
+    (checkpoint / STATE).write_text(json.dumps(state | {"digest": digest_values(state)}))
+
+
+def _other_version(checkpoint: Path) -> None:
+    *_, before, newest = sorted(checkpoint.parent.glob("step-*"))
+    shutil.rmtree(newest / "learner")
+    shutil.copytree(before / "learner", newest / "learner")
 
 
 def _biggest(checkpoint: Path, name: str) -> Path:
     return max(checkpoint.rglob(name), key=lambda path: path.stat().st_size)
 
 
-DAMAGES = {
-    "its weights end early": _cut("*.pt"),
-    "a byte of its groups is another": _flip("groups.parquet"),
-    "a byte of its state is another": _flip("state.json"),
-    "it has another format": _other_format,
+DAMAGES = {  # of a checkpoint, with what the error says of it
+    "its weights end early": (_cut("*.pt"), "bytes of"),
+    "a byte of its weights is another": (_flip("*.pt"), "its bytes are not those that were written"),
+    "a byte of its groups is another": (_flip("groups.parquet"), "its bytes are not those that were written"),
+    "a byte of its state is another": (_flip(STATE), "damaged"),
+    "it has another format": (_other_format, "format 99"),
+    "its learner is of another version": (_other_version, "not version"),
 }
 
 
@@ -271,15 +303,15 @@ def _checkpoint_damaged(victim: Victim) -> None:
     assert victim.process is not None
     victim.process.kill()
     victim.wait()
-    newest, intact = _newest(victim), victim.output.with_name("intact")
+    newest, intact = victim.newest_checkpoint(), victim.output.with_name("intact")
     shutil.copytree(newest, intact)
-    for what, damage in DAMAGES.items():
+    for what, (damage, why) in DAMAGES.items():
         damage(newest)
-        told = victim.log.stat().st_size
+        told_before = victim.log.stat().st_size
         victim.start()
-        status = victim.wait()
-        text = victim.log.read_bytes()[told:].decode(errors="replace")
-        promise(status == WRONG_REQUEST and newest.name in text, f"{what}: it ended with status {status}:\n{text}")
+        status, told = victim.wait(), victim.told_since(told_before)
+        refused = status in (FAILED, WRONG_REQUEST) and newest.name in told and why in told
+        promise(refused, f"{what}: it ended with status {status}:\n{told}")
         shutil.rmtree(newest)
         shutil.copytree(intact, newest)
     shutil.rmtree(newest)
@@ -291,7 +323,7 @@ def _half_written(victim: Victim) -> None:
     assert victim.process is not None
     victim.process.kill()
     victim.wait()
-    newest = _newest(victim)
+    newest = victim.newest_checkpoint()
     newest.rename(newest.with_name(f".{newest.name}.part"))
     _starts_again(victim)
 
@@ -306,9 +338,10 @@ def _no_space(victim: Victim) -> None:
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
+    told_before = victim.log.stat().st_size
     status = victim.wait()
-    promise(status != 0, f"with a full disk it ended with status {status}")
-    promise("No space left" in victim.log.read_text(errors="replace"), f"not named:\n{victim.log_tail()}")
+    promise(status == FAILED, f"with a full disk it ended with status {status}")
+    promise("No space left" in victim.told_since(told_before), f"not named:\n{victim.log_tail()}")
     filler.unlink()
     _starts_again(victim)
 
@@ -322,36 +355,41 @@ def _read_only(victim: Victim) -> None:
         status = victim.wait()
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
-    promise(status != 0, "with a read-only disk it ended with status 0")
+    promise(status == FAILED, f"with a read-only disk it ended with status {status}")
     promise("Read-only file system" in victim.log.read_text(errors="replace"), f"not named:\n{victim.log_tail()}")
     _starts_again(victim)
 
 
+ROLLOUT_ACTOR, REWARD_WORKER, LEARNER = "ray::RolloutActor", "ray::RewardActor", "ray::LearnerActor"
+RAYLET, GCS = "raylet/raylet", "gcs/gcs_server"
+DIED, SILENT = "died", "answered no"  # none of its requests, or nothing
+
 SCENARIOS = [
     Scenario("driver-killed", "the next run goes on from the newest checkpoint", _driver_killed),
     Scenario("driver-told-to-stop", "the step ends and is saved; the next run goes on", _told_to_stop),
-    Scenario("driver-stopped", "a driver that stands still for 20 s goes on", _stopped_for(DRIVER, 20.0)),
-    Scenario("rollout-actor-killed", "replaced; its leases return at once", _killed("ray::RolloutActor")),
-    Scenario("engine-killed", "replaced; its leases return at once", _killed(ENGINE)),
-    Scenario("engine-stopped", "replaced when its leases have expired", _stopped_for_good(ENGINE)),
-    Scenario("learner-killed", "everything starts again from the newest checkpoint", _killed("ray::LearnerActor")),
-    Scenario("learner-stopped", "waited for", _stopped_for("ray::LearnerActor", 20.0)),
-    Scenario("reward-worker-killed", "replaced; its groups are scored by its successor", _killed("ray::RewardActor")),
-    Scenario("raylet-killed", "the run ends with an error, the next one goes on", _ends_the_run("raylet/raylet")),
-    Scenario("gcs-killed", "the run ends with an error, the next one goes on", _ends_the_run("gcs/gcs_server")),
+    Scenario("driver-paused", "goes on", _paused(DRIVER)),
+    Scenario("rollout-actor-killed", "replaced at once", _replaced("engine 0", DIED, _killed(ROLLOUT_ACTOR))),
+    Scenario("rollout-actor-stopped", "replaced", _replaced("engine 0", SILENT, _stopped(ROLLOUT_ACTOR))),
+    Scenario("engine-killed", "replaced at once", _replaced("engine 0", DIED, _killed(ENGINE))),
     Scenario(
-        "judge-killed",
-        "waited for; no prompt is dropped and none trains on a made-up reward",
-        _judge_killed,
-        judged=True,
+        "engine-stopped", "replaced when its leases have expired", _replaced("engine 0", SILENT, _stopped(ENGINE))
     ),
+    Scenario("engine-out-of-memory", "replaced", _replaced("engine 0", DIED, _no_memory(ENGINE))),
+    Scenario("learner-killed", "all starts again from the newest checkpoint, by itself", _learner_killed),
+    Scenario("learner-stopped", "an error that says so; the next run goes on", _fails("is stuck", _stopped(LEARNER))),
+    Scenario("learner-paused", "waited for", _paused(LEARNER)),
+    Scenario(
+        "learner-out-of-memory", "an error that says so; the next run goes on", _fails("memory", _no_memory(LEARNER))
+    ),
+    Scenario("reward-worker-killed", "replaced at once", _replaced("reward 0", DIED, _killed(REWARD_WORKER))),
+    Scenario("reward-worker-stopped", "replaced", _replaced("reward 0", SILENT, _stopped(REWARD_WORKER))),
+    Scenario("raylet-killed", "an error; the next run goes on", _fails("raylet", _killed(RAYLET))),
+    Scenario("raylet-paused", "waited for", _paused(RAYLET)),
+    Scenario("gcs-killed", "an error; the next run goes on", _fails("GCS", _killed(GCS))),
+    Scenario("gcs-paused", "waited for", _paused(GCS)),
+    Scenario("judge-killed", "waited for; no prompt is dropped", _judge_killed, judged=True),
+    Scenario("judge-paused", "waited for; no prompt is dropped", _judge_paused, judged=True),
     Scenario("object-store-full", "Ray spills to disk, and the run goes on", _full_store),
-    Scenario(
-        "learner-out-of-memory",
-        "the run ends with an error that says so, the next one goes on",
-        _no_memory("ray::LearnerActor", _fails_and_starts_again),
-    ),
-    Scenario("engine-out-of-memory", "replaced", _no_memory(ENGINE, _goes_on)),
     Scenario("checkpoint-damaged", "refused by name, in any way; the one before goes on", _checkpoint_damaged),
     Scenario("checkpoint-half-written", "ignored; the one before goes on", _half_written),
     Scenario("disk-full", "an error that says so; with room again the next run goes on", _no_space, own_disk=True),

@@ -27,9 +27,10 @@ from pathlib import Path
 import numpy as np
 
 from sif_ray.chaos.actors import SimulatedEngine, SimulatedFactory, SimulatedLearner, SimulatedModel, SimulatedScorer
+from sif_ray.chaos.causes import explains_failure
 from sif_ray.chaos.faults import Faults, draw_rates, unsafe_files
 from sif_ray.chaos.promise import Violation, promise
-from sif_ray.chaos.truth import Truth
+from sif_ray.chaos.truth import HISTORY, Truth
 from sif_ray.chaos.virtual_loop import Crash, Deadlock, VirtualLoop
 from sif_ray.checkpoints import CheckpointError, remove_leftovers
 from sif_ray.config import EngineConfig, GrpoConfig, JudgeConfig
@@ -80,7 +81,7 @@ class Simulation:
         self._shuffle = self._rng.random() < 0.5
         prompts = self._rng.randint(1, 9)
         self._samples = {sample.sample_id: sample for sample in map(_sample, range(prompts))}
-        self._truth = Truth(self._config, prompts, max_tasks(self._config))
+        self._truth = Truth(self._config, prompts, most_at_once(self._config))
         self._hash = hashlib.sha256()
         self._damaged = False  # the newest checkpoint
         self._graveyard: list[VirtualLoop] = []  # whose coroutines must not be unwound yet
@@ -96,7 +97,7 @@ class Simulation:
                 promise(len(outcome.lives) < MAX_LIVES, f"not finished after {outcome.lives}")
                 self._between_lives()
             if outcome.lives[-1] == FINISHED:
-                self._truth.check_end(self._folder, self._checkpoints())
+                self._truth.check_end(self._folder, self._checkpoints(), self._faults.happened)
         except Exception as error:  # noqa: BLE001  # also the checks' own: what they read is damaged
             outcome.violation = f"{type(error).__name__}: {error}"
         outcome.faults = dict(sorted(self._faults.happened.items()))
@@ -112,6 +113,8 @@ class Simulation:
             self._rng, shuffle=self._shuffle, thread_s=0.2, after_event=self._after_event
         )
         self._events = 0
+        self._faults.begin_life()
+        self._truth.begin_life()
         self._graveyard.append(self._loop)
         ended = FINISHED
         try:
@@ -125,12 +128,14 @@ class Simulation:
         except asyncio.CancelledError:
             ended = "stopped"
         except CLEAN_FAILURES as error:
+            log.info("the run has failed: %s", error)
+            no_spread = self._config.dynamic_sampling and str(error).startswith("no group could be trained")
+            ended = NOTHING if no_spread and len(self.outcome.lives) >= FAULTY_LIVES else type(error).__name__
             if isinstance(error, CheckpointError):
                 promise(self._damaged, f"nothing was damaged, but {error}")
-            elif isinstance(error, OSError):  # which a time-out is too
-                promise("disk_fails" in self._faults.happened, f"no disk has failed, but {error!r}")
-            log.info("the run has failed: %s", error)
-            ended = NOTHING if self._nothing_is_left(error) else type(error).__name__
+            elif not no_spread:
+                happened = self._faults.of_life()
+                promise(explains_failure(happened, error), f"with {dict(happened)} it ended by {error!r}")
         except BaseException as error:
             log.exception("an error that nobody expects")
             raise Violation(f"the run ended by {error!r}") from error
@@ -139,11 +144,6 @@ class Simulation:
             self.outcome.events += self._events
             self.outcome.virtual_s += self._loop.time()
         return ended in (FINISHED, NOTHING)
-
-    def _nothing_is_left(self, error: Exception) -> bool:
-        """Whether every prompt was dropped, and would be again: nothing fails any more, or no group has spread."""
-        none = isinstance(error, LoopError) and str(error).startswith("no group could be trained")
-        return none and (len(self.outcome.lives) >= FAULTY_LIVES or self._config.dynamic_sampling)
 
     async def _drive(self) -> None:
         self._main = asyncio.current_task()
@@ -208,14 +208,18 @@ class Simulation:
             self._damage(checkpoints.folder.path(newest))
 
     def _damage(self, checkpoint: Path) -> None:
-        """The disk loses the end of a file."""
+        """The disk loses the end of a file or changes a byte; of the learner's files, the real learner sees that."""
         files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
         file = self._rng.choice(files)
-        size = file.stat().st_size
-        with file.open("r+b") as opened:
-            opened.truncate(self._rng.randrange(size))
+        content = bytearray(file.read_bytes())
+        at = self._rng.randrange(len(content))
+        if file.name != HISTORY and self._rng.random() < 0.5:
+            content[at] ^= self._rng.randrange(1, 256)
+        else:
+            del content[at:]
+        file.write_bytes(content)
         self._damaged = True
-        self._faults.happened["damaged"] = self._faults.happened.get("damaged", 0) + 1
+        self._faults.happened["damaged"] += 1
 
     def bury(self) -> None:
         """Let go of what killed drivers left. What it does and says while it is unwound has not happened."""
@@ -284,13 +288,14 @@ def draw_config(rng: random.Random) -> GrpoConfig:
     return config
 
 
-def max_tasks(config: GrpoConfig) -> int:
-    """Twice what one life may need at a time: a few for each group under way or waiting, each worker, each part of the
-    loop. What leaks grows beyond any multiple."""
+def most_at_once(config: GrpoConfig) -> dict[str, int]:
+    """What one life may need at a time. Tasks are twice a few for each group under way or waiting, each worker, each
+    part of the loop: what leaks grows beyond any multiple."""
     most = groups_per_engine(config.engine.max_num_seqs, config.group_size)
     groups = config.num_engines * (most + 1) + config.groups_per_step * (config.max_staleness + 2)
     workers = config.num_engines + config.num_reward_workers
-    return 2 * (20 + 6 * workers + (6 + 2 * config.group_size) * (groups + config.eval_samples))
+    tasks = 2 * (20 + 6 * workers + (6 + 2 * config.group_size) * (groups + config.eval_samples))
+    return {"tasks": tasks, "groups": groups, "updates": config.num_engines + 2}
 
 
 _DOUBLE = struct.Struct("d")

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import logging
 import random
+import shutil
 import statistics
 import tempfile
 import time
@@ -21,12 +22,13 @@ from sif_ray.bench.findings import Findings, Goal, spread
 from sif_ray.bench.watch import Watch
 from sif_ray.chaos.endpoint import COME_BACK, Endpoint, Load
 from sif_ray.chaos.footprint import Footprint
-from sif_ray.chaos.process_tree import ENGINE, ProcessTree, stopped
+from sif_ray.chaos.process_tree import ENGINE, LOG, ProcessTree, stopped
 from sif_ray.chaos.promise import Violation
 from sif_ray.chaos.scenarios import make_victim
 from sif_ray.chaos.soak_figure import soak_svg
 from sif_ray.chaos.victim import DRIVER, Victim
 from sif_ray.config import ConfigError, EngineConfig, ServeConfig
+from sif_ray.loop.pool import MAX_RESTARTS, RESTART_WINDOW_S
 from sif_ray.observe.progress import Progress
 from sif_ray.ports import free_port
 
@@ -49,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `sif-ray chaos soak`."""
     parser.add_argument("--minutes", metavar="N", type=float, default=60.0, help="how long (default: 60)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of what fails when (default: 0)")
-    parser.add_argument("--json", metavar="OUT", type=Path, help="file for the figures; a picture is put beside it")
+    parser.add_argument(
+        "--json", metavar="OUT", type=Path, help="file for the figures; a picture and logs are put beside it"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -59,10 +63,12 @@ def run(options: argparse.Namespace) -> int:
     started_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="sif_ray-chaos-") as name:
         findings = soak(Path(name), 60 * options.minutes, options.seed)
+        if options.json:
+            findings.write(options.json, "soak", time.monotonic() - started_s)
+            for part in (TRAINING, SERVING):
+                shutil.copy(Path(name) / part / LOG, options.json.with_suffix(f".{part}.log"))
     for goal in findings.goals:
         log.log(logging.INFO if goal.ok else logging.ERROR, goal.told())
-    if options.json:
-        findings.write(options.json, "soak", time.monotonic() - started_s)
     return int(not all(goal.ok for goal in findings.goals))
 
 
@@ -77,6 +83,7 @@ class Fault:
     title: str  # in the command line of the process
     kills: bool
     of: str  # for people
+    place: str = ""  # of the run that loses its worker
 
     @property
     def name(self) -> str:
@@ -84,10 +91,10 @@ class Fault:
 
 
 FAULTS = [
-    Fault(TRAINING, ENGINE, True, "engine"),
+    Fault(TRAINING, ENGINE, True, "engine", place="engine"),
     Fault(TRAINING, ENGINE, False, "engine"),
-    Fault(TRAINING, "ray::RolloutActor", True, "rollout actor"),
-    Fault(TRAINING, "ray::RewardActor", True, "reward worker"),
+    Fault(TRAINING, "ray::RolloutActor", True, "rollout actor", place="engine"),
+    Fault(TRAINING, "ray::RewardActor", True, "reward worker", place="scorer"),
     Fault(TRAINING, "ray::LearnerActor", True, "learner"),
     Fault(TRAINING, "ray::LearnerActor", False, "learner"),
     Fault(TRAINING, DRIVER, False, "driver"),
@@ -106,6 +113,12 @@ class Strike:
     fault: Fault
     struck_s: float
     recovered_s: float
+
+
+def bearable_faults(strikes: Sequence[Strike], now_s: float) -> list[Fault]:
+    """All but those of a place that has lost as many workers as a run puts up with."""
+    lost = Counter(strike.fault.place for strike in strikes if strike.struck_s > now_s - RESTART_WINDOW_S)
+    return [fault for fault in FAULTS if not fault.place or lost[fault.place] < MAX_RESTARTS]
 
 
 class Footprints(Watch):
@@ -149,9 +162,9 @@ class Soak:
                     tree.stop()
                     tree.check_gone()
                 self._victim.check_trail()
-            except Violation as violation:
-                self.broken = str(violation)
-                log.error("%s", violation)
+            except Exception as error:  # an hour's figures are told all the same
+                self.broken = f"{type(error).__name__}: {error}"
+                log.exception("it cannot go on")
 
     def _start(self) -> None:
         self._endpoint.start()
@@ -171,7 +184,7 @@ class Soak:
                 progress.advance(minutes - progress.count, faults=float(len(self.strikes)))
                 if time.monotonic() >= ends_s:
                     return
-                self._strike(self._rng.choice(FAULTS))
+                self._strike(self._rng.choice(bearable_faults(self.strikes, time.monotonic())))
 
     def _strike(self, fault: Fault) -> None:
         log.info("%s", fault.name)
@@ -182,7 +195,7 @@ class Soak:
                 process.kill()
         else:
             with stopped(process):
-                time.sleep(STANDS_STILL_S)
+                tree.watch_for(STANDS_STILL_S)
 
         def recovered() -> bool:
             replaced = not fault.kills or any(one != process for one in tree.processes(fault.title))

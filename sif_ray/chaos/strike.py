@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sif_ray.chaos.promise import Violation
 from sif_ray.chaos.scenarios import SCENARIOS, Scenario, possible, run_scenario
 from sif_ray.config import ConfigError
 from sif_ray.observe.progress import Progress
@@ -52,9 +51,9 @@ def _result(scenario: Scenario, times: int, progress: Progress) -> dict[str, Any
         with tempfile.TemporaryDirectory(prefix="sif_ray-chaos-") as name:
             try:
                 seconds.append(run_scenario(scenario, Path(name) / scenario.name))
-            except Violation as violation:
-                log.error("%s: %s", scenario.name, violation)
-                broken.append(str(violation))
+            except Exception as error:  # the other scenarios are tried all the same, and it counts as broken
+                log.exception("%s", scenario.name)
+                broken.append(f"{type(error).__name__}: {error}")
         progress.advance(scenario=scenario.name, broken=float(len(broken)))
     if seconds:
         log.info("%s: kept %d of %d times, %.0f s to the end", scenario.name, len(seconds), times, max(seconds))

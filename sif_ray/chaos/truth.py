@@ -5,11 +5,15 @@ Nothing here reads the loop's own books, except to compare them with what really
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from sif_ray.chaos.causes import explains_drop
 from sif_ray.chaos.promise import Violation, promise
 from sif_ray.config import GrpoConfig
 from sif_ray.loop.checkpoint import Checkpoints
@@ -61,10 +65,12 @@ class History:
 class Truth:
     """The promises of one simulated run, across the lives of its driver."""
 
-    def __init__(self, config: GrpoConfig, num_prompts: int, max_tasks: int) -> None:
+    def __init__(self, config: GrpoConfig, num_prompts: int, most_at_once: Mapping[str, int]) -> None:
+        """`most_at_once` is {what: how many a life may hold}: "tasks", "groups" that were generated, "updates"."""
         self.config = config
         self.num_tickets = round(config.epochs * num_prompts)
-        self.max_tasks = max_tasks
+        self._most_at_once = most_at_once
+        self._held: dict[str, weakref.WeakValueDictionary[int, Any]] = {}
         self._scores: dict[str, list[float]] = {}  # by ticket: of the group that was trained
         self._equal: dict[str, set[float]] = {}  # by ticket: of groups without spread
         self.most_tasks = 0
@@ -77,6 +83,10 @@ class Truth:
         except Violation as violation:
             self._broken = violation
             raise
+
+    def begin_life(self) -> None:
+        """A driver starts, and what the one before held is gone."""
+        self._held = {}
 
     # --- while it runs -----------------------------------------------------------------------------------------------
 
@@ -120,13 +130,25 @@ class Truth:
         if len(set(scores_G)) == 1:
             self._equal.setdefault(ticket_id, set()).add(scores_G[0])
 
+    def holds(self, kind: str, thing: Any) -> None:
+        """The loop gets another one of a kind, and has let go of what it needs no more."""
+        held = self._held.setdefault(kind, weakref.WeakValueDictionary())
+        held[max(held, default=0) + 1] = thing
+        if len(held) > self._most_at_once[kind]:
+            gc.collect()  # of errors, which refer to who raised them
+            self._promise_few(kind, len(held))
+
     def after_event(self, num_tasks: int) -> None:
         """End the run if a promise was broken, or there are more tasks than it can need."""
         if self._broken is not None:
             raise self._broken
         if num_tasks > self.most_tasks:
             self.most_tasks = num_tasks
-            self.promise(num_tasks <= self.max_tasks, f"{num_tasks} tasks, at most {self.max_tasks} were expected")
+            self._promise_few("tasks", num_tasks)
+
+    def _promise_few(self, kind: str, count: int) -> None:
+        most = self._most_at_once[kind]
+        self.promise(count <= most, f"{count} {kind}, at most {most} were expected")
 
     # --- what is left of it ------------------------------------------------------------------------------------------
 
@@ -155,8 +177,8 @@ class Truth:
         computed = record.state_dict()["means"]
         self.promise(means == computed, f"progress record of version {version}: {means}, by the groups {computed}")
 
-    def check_end(self, folder: Path, checkpoints: Checkpoints) -> None:
-        """A run that says it has finished."""
+    def check_end(self, folder: Path, checkpoints: Checkpoints, happened: Collection[str]) -> None:
+        """A run that says it has finished, after these kinds of faults."""
         finished = json.loads((folder / "finished.json").read_text())
         history = read_history(folder / "checkpoint")
         trained, dropped = history.tickets(), set(finished["dropped"])
@@ -165,6 +187,9 @@ class Truth:
             len(trained | dropped) == self.num_tickets,
             f"{len(trained)} tickets trained and {len(dropped)} dropped of {self.num_tickets}",
         )
+        for ticket_id, reason in finished["dropped"].items():
+            explained = explains_drop(happened, reason, self.config.dynamic_sampling)
+            self.promise(explained, f"with {sorted(happened)} {ticket_id} was dropped: {reason}")
         self.promise(
             finished["version"] == history.version, f"finished at {finished['version']}, learner {history.version}"
         )

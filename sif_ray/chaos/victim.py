@@ -10,10 +10,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
+
 from sif_ray import config as configuration
-from sif_ray.chaos.process_tree import ProcessTree
+from sif_ray.chaos.process_tree import LOG, ProcessTree
 from sif_ray.chaos.promise import Violation, promise
 from sif_ray.config import GrpoConfig
+from sif_ray.observe import jsonl
 from sif_ray.observe.trail import read_trail
 
 DRIVER = "from sif_ray.cli import run_job; raise SystemExit(run_job('grpo'))"
@@ -25,7 +28,12 @@ class JudgeServer:
 
     def __init__(self) -> None:
         self._port = 0
-        self._process: subprocess.Popen[str] | None = None
+        self._process: psutil.Popen | None = None
+
+    @property
+    def process(self) -> psutil.Process:
+        assert self._process is not None
+        return self._process
 
     @property
     def base_url(self) -> str:
@@ -33,7 +41,7 @@ class JudgeServer:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "sif_ray.bench.chat_server", "--latency-s", "0.2", "--port", str(self._port)]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self._process = psutil.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self._port = int(self._process.stdout.readline())
 
@@ -52,7 +60,7 @@ class Victim(ProcessTree):
         self.judge: JudgeServer | None = None
         self._file = folder / "grpo.yaml"
         self._counted = 0, 0  # bytes of the metrics, steps in them
-        super().__init__([sys.executable, "-c", DRIVER, "--config", str(self._file)], folder / "log.txt")
+        super().__init__([sys.executable, "-c", DRIVER, "--config", str(self._file)], folder / LOG)
 
     @property
     def output(self) -> Path:
@@ -82,6 +90,19 @@ class Victim(ProcessTree):
                 raise Violation(f"{self.steps()} steps after {STEP_TIMEOUT_S:g} s:\n{self.log_tail()}")
             time.sleep(0.05)
 
+    def newest_checkpoint(self) -> Path:
+        """The one that a run goes on from."""
+        return max((self.output / "checkpoints").glob("step-*"))
+
+    def starts(self) -> list[int]:
+        """The version from which each of its lives has trained, those that a learner's death has ended included."""
+        lines = jsonl.read(self.output / "trained.jsonl")
+        return [line["continue_from"] for line in lines if "continue_from" in line]
+
+    def told_since(self, size: int) -> str:
+        """What it has written since its log had this size."""
+        return self.log.read_bytes()[size:].decode(errors="replace")
+
     def check_finished(self) -> None:
         """What a finished run promises; see docs/reliability.md."""
         finished = json.loads((self.output / "finished.json").read_text())
@@ -90,7 +111,8 @@ class Victim(ProcessTree):
         trained = {ticket_id for tickets in steps.values() for ticket_id in tickets}
         planned = self.config.max_steps * self.config.groups_per_step
         ended = len(trained) + len(finished["dropped"])
-        promise(ended == planned, f"{ended} tickets ended of {planned}; dropped: {finished['dropped']}")
+        promise(ended == planned, f"{ended} tickets ended of {planned}")
+        promise(not finished["dropped"], f"one fault cost prompts: {finished['dropped']}")
         promise((self.output / "checkpoint" / "model.safetensors").is_file(), "there is no policy")
 
     def check_trail(self) -> dict[int, dict[str, int]]:

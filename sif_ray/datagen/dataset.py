@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from sif_ray.config import ConfigError
-from sif_ray.datagen.drafts import DRAFT_SCHEMA
+from sif_ray.datagen.drafts import DRAFT_SCHEMA, SHARDS
 from sif_ray.records import SAMPLE_SCHEMA, Sample, sample_from_row
 from sif_ray.storage import Folder
 
@@ -51,7 +51,7 @@ def read_manifest(place: Place) -> dict[str, Any]:
             else "make one with sif-ray generate"
         )
         raise DatasetError(f"{folder.url}: no finished dataset ({MANIFEST} is missing); {how}")
-    with _damage_named(folder):
+    with damage_named(folder):
         manifest: dict[str, Any] = folder.read_json(MANIFEST)
         found = manifest.get("format")
     if found != FORMAT:
@@ -66,7 +66,7 @@ def read_samples(place: Place, split: str | None = None) -> list[Sample]:
     files that are damaged.
     """
     folder = as_folder(place)
-    with _damage_named(folder):
+    with damage_named(folder):
         return _read_samples(folder, split)
 
 
@@ -92,14 +92,14 @@ def read_rejected(place: Place) -> list[tuple[Sample, tuple[str, ...]]]:
     """The refused rows with their reasons, in order of sample id."""
     folder = as_folder(place)
     read_manifest(folder)
-    with _damage_named(folder):
+    with damage_named(folder):
         rows = _rows(folder, REJECTED).to_table().to_pylist() if folder.exists(REJECTED) else []
         found = [(sample_from_row(row), tuple(row["reasons"])) for row in rows]
     return sorted(found, key=lambda item: item[0].sample_id)
 
 
 @contextlib.contextmanager
-def _damage_named(folder: Folder) -> Iterator[None]:
+def damage_named(folder: Folder) -> Iterator[None]:
     """What readers of JSON and Parquet raise, for bytes that they do not understand too, as a `DatasetError`."""
     try:
         yield
@@ -113,4 +113,4 @@ def _damage_named(folder: Folder) -> Iterator[None]:
 
 
 def _rows(folder: Folder, kind: str) -> pads.Dataset:
-    return pads.dataset(folder.path_of(kind), schema=DRAFT_SCHEMA, format="parquet", filesystem=folder.filesystem)
+    return pads.dataset(folder.path_of(kind), schema=DRAFT_SCHEMA, format=SHARDS, filesystem=folder.filesystem)

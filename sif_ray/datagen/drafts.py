@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as pads
 
 from sif_ray.records import SAMPLE_SCHEMA, Sample, sample_from_row, sample_to_row
 
@@ -30,6 +31,12 @@ DRAFT_SCHEMA = (
     .append(pa.field("depth_gray", pa.binary()))
 )
 """Arrow schema of drafts, which is that of a shard: the fields of `Sample`, then those of `Draft`."""
+
+
+SHARDS = pads.ParquetFileFormat(
+    default_fragment_scan_options=pads.ParquetFragmentScanOptions(page_checksum_verification=True)
+)
+"""How shards are read: bytes that a disk changed are an error, and no other rows."""
 
 
 def drafts_to_table(drafts: list[Draft]) -> pa.Table:

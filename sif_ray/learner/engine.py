@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -457,13 +458,14 @@ class LearnerEngine:
         Another number of ranks than wrote it goes on with the same weights and optimiser, but other random numbers of
         dropout; its first rank writes the states of all ranks once more beside the checkpoint while they are read.
 
-        Under ZeRO-3 load into a fresh engine. Raises `LearnerError` when there is none, or one that was written with
-        another ZeRO stage or choice of trained weights.
+        Under ZeRO-3 load into a fresh engine. Raises `LearnerError` when there is none, or one that is damaged or was
+        written with another ZeRO stage or choice of trained weights.
         """
         latest = Path(folder) / "latest"
         if not latest.is_file():
             raise LearnerError(f"{folder}: no checkpoint to resume from")
         written = Path(folder) / latest.read_text().strip()
+        _check_bytes(sorted(written.glob("*.pt")))
         first = torch.load(written / _rank_file(0))
         saved, layout = dict(first["layout"]), self._layout()
         num_ranks, ranks_now = saved.pop("num_ranks"), layout.pop("num_ranks")
@@ -640,6 +642,28 @@ def _buckets(weights: Iterator[MergedWeight], bucket_bytes: int) -> Iterator[lis
 
 def _numel(parameter: nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))  # under ZeRO-3 its own count is 0 between gathers
+
+
+def _check_bytes(files: Sequence[Path]) -> None:
+    """Raise `LearnerError` on every rank for a file whose bytes are not those that were written; the ranks share the
+    reading. torch itself does not look at the checksums in its files."""
+    mine = [str(path) for path in files[dist.get_rank() :: dist.get_world_size()] if not _is_intact(path)]
+    of_ranks: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(of_ranks, mine)
+    damaged = [path for found in of_ranks for path in found]
+    if damaged:
+        raise LearnerError(
+            f"{damaged[0]}: damaged (its bytes are not those that were written); remove the folder of this checkpoint "
+            "to continue from the one before it"
+        )
+
+
+def _is_intact(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as content:
+            return content.testzip() is None
+    except Exception:  # noqa: BLE001  # zipfile raises a dozen kinds for bytes that are no archive
+        return False
 
 
 def _rank_file(rank: int) -> str:

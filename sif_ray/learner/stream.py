@@ -21,6 +21,7 @@ import ray.data
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from sif_ray.config import PromptConfig
+from sif_ray.datagen.dataset import damage_named
 from sif_ray.learner.microbatches import spread
 from sif_ray.learner.order import Shard, Window, rows_of
 from sif_ray.learner.rows import Scene, Share, encode_share, scenes
@@ -130,14 +131,16 @@ def _read(
         for position, place in enumerate(rows_of(window, stream.shards), start=window.first_row)
         if position in wanted
     ]
-    tables = {
-        number: pq.read_table(
-            stream.folder.path_of(stream.shards[number].file),
-            columns=SAMPLE_SCHEMA.names,
-            filesystem=stream.folder.filesystem,
-        )
-        for number in {number for _, number, _ in places}
-    }
+    with damage_named(stream.folder):
+        tables = {
+            number: pq.read_table(
+                stream.folder.path_of(stream.shards[number].file),
+                columns=SAMPLE_SCHEMA.names,
+                filesystem=stream.folder.filesystem,
+                page_checksum_verification=True,
+            )
+            for number in {number for _, number, _ in places}
+        }
     for step, rows in itertools.groupby(places, key=lambda place: place[0]):
         samples = [sample_from_row(tables[number].slice(row, 1).to_pylist()[0]) for _, number, row in rows]
         for share in _shares(list(scenes(samples)), num_shares):

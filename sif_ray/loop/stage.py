@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -53,7 +54,7 @@ from sif_ray.runtime import ray_session
 
 log = logging.getLogger(__name__)
 
-MAX_LEARNER_DEATHS = 3  # of a run; after one more it fails
+MAX_LEARNER_DEATHS = 3  # without a new checkpoint between them; after one more the run fails
 STOP_TIMEOUT_S = 120.0  # for the step under way and its checkpoint after SIGTERM or Ctrl-C
 TRAIL = "trained.jsonl"
 STARTUP = "startup.jsonl"  # timeline of what was started; this process is the lane "driver"
@@ -159,7 +160,7 @@ def make_ledger(config: GrpoConfig, sample_ids: list[str]) -> Ledger:
 async def train(parts: Parts) -> None:
     """Train to the end. When a learner rank dies, everything starts again from the newest checkpoint."""
     settings = {key: value for key, (value, _) in configuration.differences(parts.config).items()}
-    deaths = 0
+    deaths: Counter[int] = Counter()  # by the step from which the next learner goes on
     with (
         parts.folder.metrics(open_trackers(parts.config.trackers, parts.folder.path, settings)) as metrics,
         contextlib.closing(parts.folder.timeline()) as timeline,
@@ -170,11 +171,12 @@ async def train(parts: Parts) -> None:
                 return await _train_from_checkpoint(parts, learner, metrics, timeline)
             except Exception as error:
                 death = await _learner_death(learner, error)
-                deaths += 1
-                if death is None or deaths > MAX_LEARNER_DEATHS:
-                    raise
                 version = parts.checkpoints.newest_version() or 0
-                log.warning("the run starts again from step %d (death %d of a learner): %s", version, deaths, death)
+                deaths[version] += 1
+                if death is None or deaths[version] > MAX_LEARNER_DEATHS:
+                    raise
+                again = f"(death {deaths[version]} of a learner there)"
+                log.warning("the run starts again from step %d %s: %s", version, again, death)
             finally:
                 learner.shutdown()
 

@@ -53,6 +53,13 @@ MUTATIONS = [
         "while self._expiries and self._expiries[0][0] <= self._now_s():",
         "while False:",
     ),
+    Mutation(
+        "what an engine held when it died is dropped",
+        "each ticket ends once",
+        "loop/ledger.py",
+        "self._give_back(ticket, reason, blamed=False)",
+        "self._give_back(ticket, reason, retry=False)",
+    ),
     # --- no token older than the window ---
     Mutation(
         "a group may wait one version too long",
@@ -177,7 +184,42 @@ MUTATIONS = [
         "except RolloutRequestError as error:",
         "except ZeroDivisionError as error:",
     ),
+    Mutation(
+        "groups that were trained are kept",
+        "bounded memory",
+        "loop/grpo.py",
+        "groups = [self._scored.pop(ticket_id) for ticket_id in batch.ticket_ids]",
+        "groups = self.__dict__[batch.version] = [self._scored.pop(name) for name in batch.ticket_ids]",
+    ),
+    Mutation(
+        "updates that every engine has are kept",
+        "bounded memory",
+        "loop/grpo.py",
+        "            del step  # the store keeps",
+        "            vars(self).setdefault('kept', []).append(step)  # the store keeps",
+    ),
+    Mutation(
+        "the death of a worker ends the run",
+        "the run ends",
+        "loop/pool.py",
+        "        except WorkerDiedError as error:\n            return error\n",
+        "        except ZeroDivisionError as error:\n            return error\n",
+    ),
     # --- a checkpoint is there whole or not at all ---
+    Mutation(
+        "sizes of files are not compared",
+        "whole checkpoints",
+        "checkpoints.py",
+        "            if found != size:\n",
+        "            if False:\n",
+    ),
+    Mutation(
+        "groups are read without their digest",
+        "whole checkpoints",
+        "loop/checkpoint.py",
+        'if digest_files((path,)) != saved["groups_digest"]:',
+        "if False:",
+    ),
     Mutation(
         "a checkpoint is written where it is read",
         "whole checkpoints",
@@ -186,6 +228,13 @@ MUTATIONS = [
         "return path",
     ),
     # --- limits of the judge ---
+    Mutation(
+        "one call too many at once",
+        "limits of the judge",
+        "judge/limits.py",
+        "asyncio.Semaphore(max_concurrency)",
+        "asyncio.Semaphore(max_concurrency + 1)",
+    ),
     Mutation(
         "calls are not spread over the minute",
         "limits of the judge",

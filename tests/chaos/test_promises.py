@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import random
@@ -16,11 +17,13 @@ import pytest
 from mutations import MUTATIONS, Mutation
 
 import sif_ray
+from sif_ray.chaos.causes import explains_drop, explains_failure
 from sif_ray.chaos.faults import Faults, Rates, unsafe_files
 from sif_ray.chaos.simulate import simulate_all, summary
 from sif_ray.chaos.simulation import draw_config
 from sif_ray.chaos.virtual_loop import Crash, Deadlock, VirtualLoop
 from sif_ray.config import validate
+from sif_ray.loop.grpo import NO_SPREAD, LoopError
 
 SEEDS = 120
 MUTANT_SEEDS = 400
@@ -144,10 +147,25 @@ def test_no_promise_is_broken():
     assert not [(outcome.seed, outcome.violation) for outcome in outcomes if outcome.violation]
     found = summary(outcomes)
     # Every kind of fault has happened, and runs have ended in every way: the promises were put to the test.
-    kinds = set(Rates.__dataclass_fields__) - {"judge_down"}
+    kinds = {*Rates.__dataclass_fields__, "damaged"}
     assert kinds <= set(found["faults"]), kinds - set(found["faults"])
     assert {"finished", "killed", "stopped", "LoopError", "OSError"} <= set(found["lives"])
     assert found["lives"]["finished"] > SEEDS * 0.9
+
+
+def test_what_no_fault_explains_is_a_broken_promise():
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert explains_failure({"disk_fails"}, full) and not explains_failure({"lost"}, full)
+    assert not explains_failure({"disk_fails"}, TimeoutError())
+    assert not explains_failure({"disk_fails"}, OSError("another one"))
+    assert explains_failure({"late", "refused"}, LoopError("the learner is stuck: it has answered nothing"))
+    assert not explains_failure({"engine_dies"}, LoopError("the learner is stuck: it has answered nothing"))
+    assert not explains_failure(set(Rates.__dataclass_fields__), RuntimeError("a defect"))
+    assert explains_drop({"judge_down"}, "judge is down", dynamic_sampling=False)
+    assert not explains_drop({"engine_dies"}, "judge is down", dynamic_sampling=False)
+    assert not explains_drop(set(Rates.__dataclass_fields__), "engine lost", dynamic_sampling=True)
+    assert explains_drop((), NO_SPREAD, dynamic_sampling=True)
+    assert not explains_drop((), NO_SPREAD, dynamic_sampling=False)
 
 
 def test_a_seed_replays_event_by_event_in_another_process():

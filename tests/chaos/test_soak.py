@@ -18,7 +18,7 @@ from sif_ray.chaos import process_tree
 from sif_ray.chaos.footprint import Footprint
 from sif_ray.chaos.process_tree import ENGINE, ProcessTree
 from sif_ray.chaos.promise import Violation
-from sif_ray.chaos.soak import MOST_GROWTH, growth
+from sif_ray.chaos.soak import FAULTS, MOST_GROWTH, Strike, bearable_faults, growth
 from sif_ray.chaos.soak_figure import TITLES, soak_svg
 from sif_ray.cli import run_job
 
@@ -68,6 +68,9 @@ EXPORTED = """# HELP ray_object_store_memory what is used
 ray_object_store_memory{Location="MMAP_SHM"} 3e6
 ray_object_store_memory{Location="SPILLED"} 1e6
 sif_ray_steps{run="a"} 7
+ray_serve_requests{app="sif",replica="1a",route="/"} 7
+ray_serve_requests{app="sif",replica="2b",route="/"} 9
+ray_serve_requests{app="sif",replica="2b",route="/readyz"} 9
 """
 
 
@@ -86,7 +89,7 @@ def test_the_cluster_is_asked_for_its_figures(tree, tmp_path):
         )
         held = Footprint.of(started)
         server.shutdown()
-    assert (held.object_store_mb, held.series) == (4.0, 3)
+    assert (held.object_store_mb, held.series) == (4.0, 5)  # replicas that come and go are one series
     assert Footprint.of(started).series is None  # it does not answer any more
 
 
@@ -111,6 +114,16 @@ def test_a_process_that_is_not_there_is_told_with_those_that_are(tree, monkeypat
     monkeypatch.setattr(process_tree, "FIND_TIMEOUT_S", 0.2)
     with pytest.raises(Violation, match=r"0 processes of nobody among \['.*time.sleep"):
         tree("import time; time.sleep(60)").one("nobody")
+
+
+def test_no_place_is_struck_more_often_than_a_run_puts_up_with():
+    rng, strikes = random.Random(0), []
+    for now_s in range(0, 20_000, 50):
+        strikes.append(Strike(rng.choice(bearable_faults(strikes, now_s)), now_s, now_s))
+    for place in ("engine", "scorer"):
+        struck_s = [strike.struck_s for strike in strikes if strike.fault.place == place]
+        assert min(fourth - first for first, fourth in zip(struck_s, struck_s[3:], strict=False)) >= 900
+    assert {strike.fault for strike in strikes} == set(FAULTS)
 
 
 def test_growth_sees_leaks_and_steps_and_neither_noise_nor_restarts_nor_the_start():

@@ -1,8 +1,8 @@
 """A Ray cluster of several nodes on this machine, with token authentication, in a process of its own.
 
-As a program it prints the address of its Jobs API and the folder of its session, then obeys the lines on its standard
-input, each answered by one line: `add CPUS` starts a node and answers its id, `remove ID` kills one; the end of the
-input ends the cluster.
+As a program it prints the addresses of its Jobs API and its GCS and the folder of its session, then obeys the lines on
+its standard input, each answered by one line: `add CPUS` starts a node and answers its id, `remove ID` kills one; the
+end of the input ends the cluster.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class ClusterProcess:
     process: subprocess.Popen[str]
     token: str
     address: str = ""
+    gcs_address: str = ""
     session: str = ""  # folder with its logs
     environment: dict[str, str] = field(default_factory=dict)  # of programs that talk to it
 
@@ -76,7 +77,7 @@ def cluster_process(num_cpus: int, environment: Mapping[str, str] | None = None)
     )
     cluster = ClusterProcess(process, token, environment=known)
     try:
-        cluster.address, cluster.session = cluster.answer().split()
+        cluster.address, cluster.gcs_address, cluster.session = cluster.answer().split()
         yield cluster
     finally:
         process.communicate()
@@ -92,7 +93,7 @@ def main(num_cpus: int) -> None:
     head = {"num_cpus": num_cpus, "include_dashboard": True, "dashboard_port": 0, **free}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = {}
-    answers.write(f"http://{cluster.webui_url} {cluster.head_node.get_session_dir_path()}\n")
+    answers.write(f"http://{cluster.webui_url} {cluster.address} {cluster.head_node.get_session_dir_path()}\n")
     for line in commands:
         verb, argument = line.split()
         if verb == "add":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import time
 from collections import Counter
@@ -13,6 +15,7 @@ import httpx
 import pyarrow.dataset as pads
 import pytest
 from conftest import finished
+from far_node import FAR, far_node
 
 from sif_ray.observe.trail import read_trail
 from sif_ray.ports import free_port
@@ -38,12 +41,23 @@ def stop(cluster, job: str) -> None:
     subprocess.run(command, env=cluster.environment, check=True, capture_output=True)
 
 
+def state(cluster, kind: str, **wanted: str) -> list[dict[str, str]]:
+    """Entries of Ray's state API of which every key has the wanted value."""
+    filters = {
+        "filter_keys": list(wanted),
+        "filter_predicates": ["="] * len(wanted),
+        "filter_values": [*wanted.values()],
+    }
+    headers = {"Authorization": f"Bearer {cluster.token}"}
+    url = f"{cluster.address}/api/v0/{kind}"
+    return httpx.get(url, params={"detail": "1"} | filters, headers=headers, timeout=30).json()["data"]["result"][
+        "result"
+    ]
+
+
 def works(cluster, node: str) -> bool:
     """Whether tasks or actors of jobs have run on a node."""
-    asked = {"detail": "1", "filter_keys": "node_id", "filter_predicates": "=", "filter_values": node}
-    headers = {"Authorization": f"Bearer {cluster.token}"}
-    reply = httpx.get(f"{cluster.address}/api/v0/tasks", params=asked, headers=headers, timeout=30).json()
-    return bool(reply["data"]["result"]["result"])
+    return bool(state(cluster, "tasks", node_id=node))
 
 
 def trained(output: Path) -> list[str]:
@@ -93,6 +107,28 @@ def test_a_stopped_grpo_job_resumes_and_a_lost_node_costs_no_prompt(cluster, sub
     assert Counter(after) == Counter(set(after))  # no ticket twice
     assert len(after) == 25 * 4
     assert (output / "checkpoint" / "config.json").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="only root may make a network, with iproute2")
+def test_a_node_whose_network_is_cut_costs_no_prompt(cluster, submit, folder, data, policy):
+    output = folder / "cut"
+    paths = (f"data={data}", f"policy={policy}", f"output={output}")
+    limits = ("max_steps=40", "lease_timeout_s=60", "stuck_after_s=120")
+    with far_node(cluster, 8) as cable:  # the biggest, which Ray gives actors to
+        until(lambda: bool(state(cluster, "nodes", node_ip=FAR, state="ALIVE")))
+        (node,) = state(cluster, "nodes", node_ip=FAR)
+        job = submit("grpo", "--config", "configs/grpo.yaml", *paths, *limits, *SMALL_GRPO)
+        until(lambda: len(trained(output)) >= 8, job)
+        assert state(cluster, "actors", class_name="RolloutActor", state="ALIVE", node_id=node["node_id"])
+        cable.cut()
+        until(lambda: bool(state(cluster, "nodes", node_ip=FAR, state="DEAD")), job)
+        done = len(trained(output))
+        until(lambda: len(trained(output)) >= done + 8, job)
+        cable.mend()  # what the other side has written meanwhile comes too late
+        finished(job)
+    after = trained(output)
+    assert Counter(after) == Counter(set(after))
+    assert len(after) == 40 * 4
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,22 @@ def test_a_checkpoint_of_another_layout_is_refused(tiny_policy, tmp_path):
         engine_of(tiny_policy, zero_stage=0).load_checkpoint(str(tmp_path))
 
 
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_a_checkpoint_in_which_a_byte_has_changed_is_refused(tiny_policy, tmp_path, zero_stage):
+    engine = engine_of(tiny_policy, zero_stage=zero_stage)
+    engine.save_checkpoint(str(tmp_path), {})
+    files = sorted(tmp_path.rglob("*.pt"))
+    assert len(files) == (3 if zero_stage else 2)
+    for file in files:
+        content = file.read_bytes()
+        for at in (0, len(content) // 2):
+            file.write_bytes(content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :])
+            with pytest.raises(LearnerError, match=rf"{file.name}: damaged .* the one before it"):
+                engine.load_checkpoint(str(tmp_path))
+        file.write_bytes(content)
+    assert engine.load_checkpoint(str(tmp_path)) == {}
+
+
 def test_saved_policy_is_a_checkpoint_of_the_trained_weights(tiny_policy, groups, tmp_path):
     engine = engine_of(tiny_policy, ObjectiveConfig(kl_beta=0.0), zero_stage=3)
     engine.train_step(groups, version=0)

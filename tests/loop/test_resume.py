@@ -241,8 +241,7 @@ def test_run_whose_learner_dies_starts_again_from_the_checkpoint(tmp_path, caplo
     assert len(made) == 3 and all(learner.ended for learner in made)
     told = [record.getMessage() for record in caplog.records if record.name == "sif_ray.loop.stage"]
     assert [line.split(":")[0] for line in told] == [
-        f"the run starts again from step {start} (death {number} of a learner)"
-        for number, start in enumerate(starts[1:], start=1)
+        f"the run starts again from step {start} (death 1 of a learner there)" for start in starts[1:]
     ]
 
 
@@ -295,7 +294,7 @@ def test_death_that_an_engine_notices_first_is_the_learners(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         asyncio.run(stage.train(replace(parts, engines=engines)))
     check_finished(tmp_path, SHORT_TICKETS)
-    assert "the run starts again from step 6 (death 1 of a learner): rank 0 of 1 died" in caplog.text
+    assert "the run starts again from step 6 (death 1 of a learner there): rank 0 of 1 died" in caplog.text
 
 
 def test_error_of_another_part_ends_the_run(tmp_path):
@@ -312,6 +311,13 @@ def test_learner_that_dies_again_and_again_ends_the_run(tmp_path):
     with pytest.raises(LearnerDied):
         asyncio.run(stage.train(parts_of(tmp_path, make_learner=learner)))
     assert len(made) == 1 + stage.MAX_LEARNER_DEATHS
+
+
+def test_learners_that_die_after_a_new_checkpoint_do_not_end_the_run(tmp_path):
+    learner, made = learners_that_die([("train", version) for version in range(1, 14, 2)])
+    asyncio.run(stage.train(parts_of(tmp_path, make_learner=learner, **SHORT)))
+    check_finished(tmp_path, SHORT_TICKETS)
+    assert len(made) == 8 > 1 + stage.MAX_LEARNER_DEATHS
 
 
 # --- real parts ------------------------------------------------------------------------------------------------------
@@ -389,7 +395,7 @@ def test_real_run_whose_learner_is_killed_starts_again_by_itself(toy_data, tmp_p
     rank.kill()
     assert job.wait() == 0, (tmp_path / "log").read_text()
     check_finished(tmp_path, REAL_PROMPTS * REAL_EPOCHS, REAL_STALENESS)
-    told = [line for line in (tmp_path / "log").read_text().splitlines() if "(death 1 of a learner)" in line]
+    told = [line for line in (tmp_path / "log").read_text().splitlines() if "(death 1 of a learner there)" in line]
     assert len(told) == 1 and "the run starts again from step" in told[0] and "rank 0 of 1 died" in told[0]
 
 
