@@ -24,7 +24,7 @@ import psutil
 from sif_ray.chaos.process_tree import ENGINE, stopped
 from sif_ray.chaos.promise import promise
 from sif_ray.chaos.victim import DRIVER, JudgeServer, Victim
-from sif_ray.checkpoints import STATE, digest_values
+from sif_ray.checkpoints import FINISHED, STATE, digest_values
 from sif_ray.config import JudgeConfig
 
 STRUCK_AT = 5  # training steps
@@ -160,11 +160,12 @@ def _goes_on(victim: Victim) -> None:
 
 
 def _starts_again(victim: Victim) -> None:
-    """The next run goes on from the newest checkpoint."""
-    newest = victim.newest_checkpoint().name
+    """The next run goes on from the newest checkpoint, if something was left to do."""
+    newest, had_finished = victim.newest_checkpoint().name, (victim.output / FINISHED).is_file()
     victim.start()
     _ends_well(victim)
-    promise(f"step-{victim.starts()[-1]:06d}" == newest, f"it went on from {victim.starts()[-1]}, not from {newest}")
+    start = victim.starts()[-1]
+    promise(had_finished or f"step-{start:06d}" == newest, f"it went on from {start}, not from {newest}")
 
 
 def _ends_well(victim: Victim) -> None:
@@ -379,13 +380,19 @@ SCENARIOS = [
     Scenario("learner-stopped", "an error that says so; the next run goes on", _fails("is stuck", _stopped(LEARNER))),
     Scenario("learner-paused", "waited for", _paused(LEARNER)),
     Scenario(
-        "learner-out-of-memory", "an error that says so; the next run goes on", _fails("memory", _no_memory(LEARNER))
+        "learner-out-of-memory",
+        "an error that says so; the next run goes on",
+        _fails("allocate memory", _no_memory(LEARNER)),
     ),
     Scenario("reward-worker-killed", "replaced at once", _replaced("reward 0", DIED, _killed(REWARD_WORKER))),
     Scenario("reward-worker-stopped", "replaced", _replaced("reward 0", SILENT, _stopped(REWARD_WORKER))),
-    Scenario("raylet-killed", "an error; the next run goes on", _fails("raylet", _killed(RAYLET))),
+    Scenario(
+        "raylet-killed",
+        "an error when nothing can start again; the next run goes on",
+        _fails("is stuck", _killed(RAYLET)),
+    ),
     Scenario("raylet-paused", "waited for", _paused(RAYLET)),
-    Scenario("gcs-killed", "an error; the next run goes on", _fails("GCS", _killed(GCS))),
+    Scenario("gcs-killed", "an error that says so; the next run goes on", _fails("connect to GCS", _killed(GCS))),
     Scenario("gcs-paused", "waited for", _paused(GCS)),
     Scenario("judge-killed", "waited for; no prompt is dropped", _judge_killed, judged=True),
     Scenario("judge-paused", "waited for; no prompt is dropped", _judge_paused, judged=True),
