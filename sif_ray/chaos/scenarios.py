@@ -279,12 +279,6 @@ def _other_format(checkpoint: Path) -> None:
     (checkpoint / STATE).write_text(json.dumps(state | {"digest": digest_values(state)}))
 
 
-def _other_version(checkpoint: Path) -> None:
-    *_, before, newest = sorted(checkpoint.parent.glob("step-*"))
-    shutil.rmtree(newest / "learner")
-    shutil.copytree(before / "learner", newest / "learner")
-
-
 def _biggest(checkpoint: Path, name: str) -> Path:
     return max(checkpoint.rglob(name), key=lambda path: path.stat().st_size)
 
@@ -295,7 +289,6 @@ DAMAGES = {  # of a checkpoint, with what the error says of it
     "a byte of its groups is another": (_flip("groups.parquet"), "its bytes are not those that were written"),
     "a byte of its state is another": (_flip(STATE), "damaged"),
     "it has another format": (_other_format, "format 99"),
-    "its learner is of another version": (_other_version, "not version"),
 }
 
 
