@@ -113,7 +113,7 @@ def test_a_stopped_grpo_job_resumes_and_a_lost_node_costs_no_prompt(cluster, sub
 def test_a_node_whose_network_is_cut_costs_no_prompt(cluster, submit, folder, data, policy):
     output = folder / "cut"
     paths = (f"data={data}", f"policy={policy}", f"output={output}")
-    limits = ("max_steps=40", "lease_timeout_s=60", "stuck_after_s=120")
+    limits = ("max_steps=40", "epochs=2", "lease_timeout_s=60", "stuck_after_s=120")
     with far_node(cluster, 8) as cable:  # the biggest, which Ray gives actors to
         until(lambda: bool(state(cluster, "nodes", node_ip=FAR, state="ALIVE")))
         (node,) = state(cluster, "nodes", node_ip=FAR)
