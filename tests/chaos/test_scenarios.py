@@ -33,7 +33,7 @@ def test_a_broken_promise_is_told_and_fails_the_job(monkeypatch, tmp_path):
 
     monkeypatch.setattr(strike, "run_scenario", broken)
     assert run_job("chaos strike", ["engine-killed", "--times", "2", "--json", str(tmp_path / "out.json")]) == 1
-    assert '"engine-killed lost a ticket"' in (tmp_path / "out.json").read_text()
+    assert '"Violation: engine-killed lost a ticket"' in (tmp_path / "out.json").read_text()
 
 
 def test_a_scenario_that_is_not_there_is_a_wrong_request(capsys):
