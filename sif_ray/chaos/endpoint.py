@@ -130,7 +130,7 @@ class Load:
             kind, ask = self._rng.choice(list(kinds.items()))
             sent_s = time.monotonic()
             try:
-                outcome = _outcome(await ask(client))
+                outcome = outcome_of(await ask(client))
             except httpx.TransportError:
                 outcome = CUT
             self.replies.append(Reply(kind, outcome, sent_s, time.monotonic()))
@@ -179,7 +179,8 @@ class Load:
         return {"model": "sif", "messages": [{"role": "user", "content": content}], **others}
 
 
-def _outcome(reply: httpx.Response) -> str:
+def outcome_of(reply: httpx.Response) -> str:
+    """Its status, or `PROXY_ERROR`."""
     if reply.status_code == 500 and set(reply.headers) <= PROXY_ERROR_HEADERS:
         return PROXY_ERROR
     return str(reply.status_code)

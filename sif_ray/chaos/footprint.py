@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from sif_ray.chaos.process_tree import ProcessTree
+from sif_ray.chaos.process_tree import GCS, ProcessTree
 
 _PROCESS = re.compile(r'(?<=[{,])(replica|replica_id|handle|WorkerId|actor_id|pid)="[^"]*",?')
 """Labels that name a process. Ray's agent keeps counters and histograms of those that have died until its node ends."""
@@ -58,7 +58,7 @@ def _cluster(tree: ProcessTree) -> tuple[float | None, int | None]:
 
 def _exported(tree: ProcessTree) -> str:
     """ "" where there is no cluster."""
-    for gcs in tree.processes("gcs/gcs_server"):
+    for gcs in tree.processes(GCS):
         options = dict(word.split("=", 1) for word in gcs.cmdline() if word.startswith("--") and "=" in word)
         for port in Path(options["--session-dir"]).glob("metrics_export_port_*"):
             address = f"http://{options['--node-ip-address']}:{port.read_text().strip()}/metrics"

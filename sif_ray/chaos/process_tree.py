@@ -17,7 +17,7 @@ END_TIMEOUT_S = 400.0
 GONE_TIMEOUT_S = 90.0  # for the processes of a run that has ended to follow it; agents of Ray look about once in 40 s
 FIND_TIMEOUT_S = 10.0  # for a process that is to be struck
 TAIL_BYTES = 65536
-ENGINE = "VLLM::EngineCore"
+ENGINE, RAYLET, GCS = "VLLM::EngineCore", "raylet/raylet", "gcs/gcs_server"
 LOG = "log.txt"
 _NAMELESS = "multiprocessing.spawn import spawn_main"
 

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import psutil
 
-from sif_ray.chaos.process_tree import ENGINE, stopped
+from sif_ray.chaos.process_tree import ENGINE, GCS, RAYLET, stopped
 from sif_ray.chaos.promise import promise
-from sif_ray.chaos.victim import DRIVER, JudgeServer, Victim
+from sif_ray.chaos.victim import DRIVER, LEARNER, REWARD_WORKER, ROLLOUT_ACTOR, JudgeServer, Victim
 from sif_ray.checkpoints import FINISHED, STATE, digest_values
 from sif_ray.config import JudgeConfig
 
@@ -179,12 +179,16 @@ def _fails(why: str, strike: Callable[[Victim], None]) -> Callable[[Victim], Non
     def check(victim: Victim) -> None:
         told_before = victim.log.stat().st_size
         strike(victim)
-        status = victim.wait()
-        promise(status == FAILED, f"it ended with status {status}:\n{victim.log_tail()}")
-        promise(why in victim.told_since(told_before), f"nothing is said of {why!r}:\n{victim.log_tail()}")
+        _ends_with_an_error(victim, why, told_before)
         _starts_again(victim)
 
     return check
+
+
+def _ends_with_an_error(victim: Victim, why: str, told_before: int) -> None:
+    status = victim.wait()
+    promise(status == FAILED, f"it ended with status {status}:\n{victim.log_tail()}")
+    promise(why in victim.told_since(told_before), f"nothing is said of {why!r}:\n{victim.log_tail()}")
 
 
 def _driver_killed(victim: Victim) -> None:
@@ -238,7 +242,7 @@ def _no_memory(title: str) -> Callable[[Victim], None]:
 
 def _full_store(victim: Victim) -> None:
     """Somebody else fills the object store until the run has ended."""
-    raylet = victim.one("raylet/raylet")
+    raylet = victim.one(RAYLET)
     (address,) = (word.removeprefix("--gcs-address=") for word in raylet.cmdline() if word.startswith("--gcs-address="))
     allowed = {name: value for name, value in raylet.environ().items() if name.startswith("RAY_AUTH_")}
     command = [sys.executable, "-c", FILL_STORE, address]
@@ -324,7 +328,7 @@ def _half_written(victim: Victim) -> None:
 
 def _no_space(victim: Victim) -> None:
     """The run folder's disk is full: an error, and the next run goes on when there is room."""
-    filler = victim.output / "filler"
+    filler, told_before = victim.output / "filler", victim.log.stat().st_size
     with filler.open("wb", buffering=0) as file:
         try:
             while True:  # the run writes, too: what was free a moment ago says nothing
@@ -332,30 +336,23 @@ def _no_space(victim: Victim) -> None:
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-    told_before = victim.log.stat().st_size
-    status = victim.wait()
-    promise(status == FAILED, f"with a full disk it ended with status {status}")
-    promise("No space left" in victim.told_since(told_before), f"not named:\n{victim.log_tail()}")
+    _ends_with_an_error(victim, "No space left", told_before)
     filler.unlink()
     _starts_again(victim)
 
 
 def _read_only(victim: Victim) -> None:
     """The disk of the checkpoints turns read-only, for whatever is not open yet."""
-    folder = str(victim.output / "checkpoints")
+    folder, told_before = str(victim.output / "checkpoints"), victim.log.stat().st_size
     subprocess.run(["mount", "--bind", folder, folder], check=True)
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
-        status = victim.wait()
+        _ends_with_an_error(victim, "Read-only file system", told_before)
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
-    promise(status == FAILED, f"with a read-only disk it ended with status {status}")
-    promise("Read-only file system" in victim.log.read_text(errors="replace"), f"not named:\n{victim.log_tail()}")
     _starts_again(victim)
 
 
-ROLLOUT_ACTOR, REWARD_WORKER, LEARNER = "ray::RolloutActor", "ray::RewardActor", "ray::LearnerActor"
-RAYLET, GCS = "raylet/raylet", "gcs/gcs_server"
 DIED, SILENT = "died", "answered no"  # none of its requests, or nothing
 
 SCENARIOS = [

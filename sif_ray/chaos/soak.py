@@ -26,7 +26,7 @@ from sif_ray.chaos.process_tree import ENGINE, LOG, ProcessTree, stopped
 from sif_ray.chaos.promise import Violation
 from sif_ray.chaos.scenarios import make_victim
 from sif_ray.chaos.soak_figure import soak_svg
-from sif_ray.chaos.victim import DRIVER, Victim
+from sif_ray.chaos.victim import DRIVER, LEARNER, REWARD_WORKER, ROLLOUT_ACTOR, Victim
 from sif_ray.config import ConfigError, EngineConfig, ServeConfig
 from sif_ray.loop.pool import MAX_RESTARTS, RESTART_WINDOW_S
 from sif_ray.observe.progress import Progress
@@ -93,10 +93,10 @@ class Fault:
 FAULTS = [
     Fault(TRAINING, ENGINE, True, "engine", place="engine"),
     Fault(TRAINING, ENGINE, False, "engine"),
-    Fault(TRAINING, "ray::RolloutActor", True, "rollout actor", place="engine"),
-    Fault(TRAINING, "ray::RewardActor", True, "reward worker", place="scorer"),
-    Fault(TRAINING, "ray::LearnerActor", True, "learner"),
-    Fault(TRAINING, "ray::LearnerActor", False, "learner"),
+    Fault(TRAINING, ROLLOUT_ACTOR, True, "rollout actor", place="engine"),
+    Fault(TRAINING, REWARD_WORKER, True, "reward worker", place="scorer"),
+    Fault(TRAINING, LEARNER, True, "learner"),
+    Fault(TRAINING, LEARNER, False, "learner"),
     Fault(TRAINING, DRIVER, False, "driver"),
     Fault(SERVING, ENGINE, True, "engine"),
     Fault(SERVING, ENGINE, False, "engine"),

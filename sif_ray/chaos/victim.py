@@ -20,6 +20,7 @@ from sif_ray.observe import jsonl
 from sif_ray.observe.trail import read_trail
 
 DRIVER = "from sif_ray.cli import run_job; raise SystemExit(run_job('grpo'))"
+ROLLOUT_ACTOR, REWARD_WORKER, LEARNER = "ray::RolloutActor", "ray::RewardActor", "ray::LearnerActor"
 STEP_TIMEOUT_S = 300.0  # for the next step to be done, a start included
 
 

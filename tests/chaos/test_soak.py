@@ -11,10 +11,12 @@ import time
 import xml.etree.ElementTree as ElementTree
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import httpx
 import psutil
 import pytest
 
 from sif_ray.chaos import process_tree
+from sif_ray.chaos.endpoint import COME_BACK, outcome_of
 from sif_ray.chaos.footprint import Footprint
 from sif_ray.chaos.process_tree import ENGINE, ProcessTree
 from sif_ray.chaos.promise import Violation
@@ -114,6 +116,13 @@ def test_a_process_that_is_not_there_is_told_with_those_that_are(tree, monkeypat
     monkeypatch.setattr(process_tree, "FIND_TIMEOUT_S", 0.2)
     with pytest.raises(Violation, match=r"0 processes of nobody among \['.*time.sleep"):
         tree("import time; time.sleep(60)").one("nobody")
+
+
+def test_the_proxys_error_is_told_from_the_gateways():
+    page = {"content-type": "text/plain", "content-length": "21"}
+    assert outcome_of(httpx.Response(500, headers=page, content=b"Internal Server Error")) in COME_BACK
+    assert outcome_of(httpx.Response(500, headers=page | {"date": "now"})) == "500"
+    assert outcome_of(httpx.Response(200, headers=page)) == "200"
 
 
 def test_no_place_is_struck_more_often_than_a_run_puts_up_with():

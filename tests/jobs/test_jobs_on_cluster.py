@@ -50,9 +50,8 @@ def state(cluster, kind: str, **wanted: str) -> list[dict[str, str]]:
     }
     headers = {"Authorization": f"Bearer {cluster.token}"}
     url = f"{cluster.address}/api/v0/{kind}"
-    return httpx.get(url, params={"detail": "1"} | filters, headers=headers, timeout=30).json()["data"]["result"][
-        "result"
-    ]
+    reply = httpx.get(url, params={"detail": "1"} | filters, headers=headers, timeout=30).json()
+    return reply["data"]["result"]["result"]
 
 
 def works(cluster, node: str) -> bool:
