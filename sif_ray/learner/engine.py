@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from transformers import AutoConfig
 from sif_ray.config import LearnerConfig, ObjectiveConfig, SamplingConfig
 from sif_ray.learner import process_group
 from sif_ray.learner.advantages import group_advantages
+from sif_ray.learner.checkpoint_files import damaged_files, random_state, rank_file, set_random_state
 from sif_ray.learner.microbatches import pack, split_branches
 from sif_ray.learner.objective import grpo_loss, token_weights
 from sif_ray.learner.schedule import learning_rate
@@ -448,8 +448,8 @@ class LearnerEngine:
         self._engine.save_checkpoint(
             folder, tag=tag, client_state={"sif_ray": client_state}, exclude_frozen_parameters=True
         )
-        own = {"layout": self._layout(), "random_state": _random_state()}
-        torch.save(own, Path(folder) / tag / _rank_file(dist.get_rank()))
+        own = {"layout": self._layout(), "random_state": random_state()}
+        torch.save(own, Path(folder) / tag / rank_file(dist.get_rank()))
         dist.barrier()
 
     def load_checkpoint(self, folder: str) -> dict[str, Any]:
@@ -465,8 +465,13 @@ class LearnerEngine:
         if not latest.is_file():
             raise LearnerError(f"{folder}: no checkpoint to resume from")
         written = Path(folder) / latest.read_text().strip()
-        _check_bytes(sorted(written.glob("*.pt")))
-        first = torch.load(written / _rank_file(0))
+        damaged = damaged_files(sorted(written.glob("*.pt")))
+        if damaged:
+            raise LearnerError(
+                f"{damaged[0]}: damaged (its bytes are not those that were written); remove the folder of this "
+                "checkpoint to continue from the one before it"
+            )
+        first = torch.load(written / rank_file(0))
         saved, layout = dict(first["layout"]), self._layout()
         num_ranks, ranks_now = saved.pop("num_ranks"), layout.pop("num_ranks")
         if saved != layout:
@@ -476,7 +481,7 @@ class LearnerEngine:
             )
         if num_ranks == ranks_now:
             _, state = self._engine.load_checkpoint(folder, load_module_strict=False)
-            _set_random_state(torch.load(written / _rank_file(dist.get_rank()))["random_state"])
+            set_random_state(torch.load(written / rank_file(dist.get_rank()))["random_state"])
         elif self._config.zero_stage == 0:  # every rank has all
             _, state = self._engine.load_checkpoint(folder, load_module_strict=False)
         else:
@@ -642,40 +647,3 @@ def _buckets(weights: Iterator[MergedWeight], bucket_bytes: int) -> Iterator[lis
 
 def _numel(parameter: nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))  # under ZeRO-3 its own count is 0 between gathers
-
-
-def _check_bytes(files: Sequence[Path]) -> None:
-    """Raise `LearnerError` on every rank for a file whose bytes are not those that were written; the ranks share the
-    reading. torch itself does not look at the checksums in its files."""
-    mine = [str(path) for path in files[dist.get_rank() :: dist.get_world_size()] if not _is_intact(path)]
-    of_ranks: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(of_ranks, mine)
-    damaged = [path for found in of_ranks for path in found]
-    if damaged:
-        raise LearnerError(
-            f"{damaged[0]}: damaged (its bytes are not those that were written); remove the folder of this checkpoint "
-            "to continue from the one before it"
-        )
-
-
-def _is_intact(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as content:
-            return content.testzip() is None
-    except Exception:  # noqa: BLE001  # zipfile raises a dozen kinds for bytes that are no archive
-        return False
-
-
-def _rank_file(rank: int) -> str:
-    return f"rank{rank}.pt"
-
-
-def _random_state() -> dict[str, Tensor]:
-    devices = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
-    return {"cpu": torch.get_rng_state(), **devices}
-
-
-def _set_random_state(state: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])

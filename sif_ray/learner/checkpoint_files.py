@@ -1,0 +1,46 @@
+"""Files of a learner's checkpoint: whether they are what was written, and what a rank keeps beside DeepSpeed's."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def damaged_files(files: Sequence[Path]) -> list[str]:
+    """Those whose bytes are not what was written; every rank reads a share and gets the same list. torch itself does
+    not look at the checksums in its files."""
+    mine = [str(path) for path in files[dist.get_rank() :: dist.get_world_size()] if not _is_intact(path)]
+    of_ranks: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(of_ranks, mine)
+    return [path for found in of_ranks for path in found]
+
+
+def _is_intact(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as content:
+            return content.testzip() is None
+    except Exception:  # noqa: BLE001  # zipfile raises a dozen kinds for bytes that are no archive
+        return False
+
+
+def rank_file(rank: int) -> str:
+    """Name of what a rank writes beside DeepSpeed's files."""
+    return f"rank{rank}.pt"
+
+
+def random_state() -> dict[str, Tensor]:
+    """State of this process's generators, by kind of device; see `set_random_state`."""
+    devices = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {"cpu": torch.get_rng_state(), **devices}
+
+
+def set_random_state(state: Mapping[str, Tensor]) -> None:
+    """Go on drawing as the process would have from which `random_state` took it."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
