@@ -10,13 +10,14 @@ encoder caches, so a request that goes on is recomputed under the new weights fr
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import psutil
@@ -45,6 +46,8 @@ from sif_ray.rollout.staging import Manifest
 from sif_ray.rollout.transfer import BACKEND, WORKER_EXTENSION
 
 logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 CPU_BLOCK_TOKENS = 32  # of the prefix cache; vLLM's own 128 on a CPU is longer than most prompts of a small policy
 FORBIDDEN_LOGIT_BIAS = -100.0  # the lowest of vLLM's API; at temperature 1 a probability of zero in float32
@@ -230,8 +233,9 @@ class VllmClient:
     async def open(self, version: int) -> None:
         """Prepare weight updates and label the loaded weights as `version`."""
         with _engine_errors():
-            await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
-            await self._llm.update_weight_version(str(version))
+            await self._ask(self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info={})))
+            await self._ask(self._llm.update_weight_version(str(version)))
+            await self._ask(self._llm.get_supported_tasks())  # kept; else the first prompt asks, and may wait for ever
 
     async def generate(self, request: EngineRequest, num_completions: int) -> tuple[list[int], list[Completion]]:
         """`num_completions` samples of one prompt and the prompt's token ids with image placeholders expanded."""
@@ -266,7 +270,7 @@ class VllmClient:
         that fails over it, for want of memory say, is one that cannot be relied on: the engine is ended."""
         try:
             with _worker_errors("the update was not verified"):
-                reasons = await self._llm.collective_rpc("verify_weights", args=(manifest,))
+                reasons = await self._ask(self._llm.collective_rpc("verify_weights", args=(manifest,)))
         except EngineDiedError:
             self.shutdown()
             raise
@@ -278,10 +282,10 @@ class VllmClient:
         """Nothing is generated inside; requests are kept. An error inside ends the engine instead of resuming it."""
         try:
             with _engine_errors():
-                await self._llm.pause_generation(mode="keep", clear_cache=True)
+                await self._ask(self._llm.pause_generation(mode="keep", clear_cache=True))
             yield
             with _engine_errors():
-                await self._llm.resume_generation()
+                await self._ask(self._llm.resume_generation())
         except BaseException:
             self.shutdown()
             raise
@@ -292,16 +296,30 @@ class VllmClient:
         Every tensor-parallel worker must give the same receipt.
         """
         with _worker_errors(f"version {version} was loaded in part"):
-            await self._llm.start_weight_update()
-            await self._llm.update_weights(WeightTransferUpdateRequest(update_info={"version": version}))
-            await self._llm.finish_weight_update(weight_version=str(version))
-            receipts = await self._llm.collective_rpc("weight_receipt")
+            update = WeightTransferUpdateRequest(update_info={"version": version})
+            await self._ask(self._llm.start_weight_update())
+            await self._ask(self._llm.update_weights(update))
+            await self._ask(self._llm.finish_weight_update(weight_version=str(version)))
+            receipts = await self._ask(self._llm.collective_rpc("weight_receipt"))
         if len(receipts) != self.num_workers or len({tuple(receipt) for receipt in receipts}) != 1:
             raise EngineDiedError(
                 f"version {version}: the receipts of {self.num_workers} workers must be equal, they are {receipts}; "
                 "the engine is ended"
             )
         return tuple(receipts[0])
+
+    async def _ask(self, call: Coroutine[Any, Any, Answer]) -> Answer:
+        """What the engine answers to anything but a prompt. vLLM leaves such a call waiting when the engine dies; its
+        task that reads the engine's answers ends then."""
+        asked, reading = asyncio.ensure_future(call), self._llm.output_handler
+        assert reading is not None
+        try:
+            await asyncio.wait((asked, reading), return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                raise EngineDeadError()
+            return asked.result()
+        finally:
+            asked.cancel()
 
     def shutdown(self) -> None:
         """End every process of the engine and wait for them; pending requests fail. May be called twice."""

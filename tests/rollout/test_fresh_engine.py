@@ -111,6 +111,25 @@ def test_an_engine_without_memory_for_an_update_is_ended() -> None:
     asyncio.run(run())
 
 
+def test_a_killed_engine_fails_whatever_it_was_asked_at_once() -> None:
+    async def run() -> None:
+        engine = RolloutEngine(MODEL, CONFIG, PromptConfig())
+        await engine.start()
+        (core,) = engine_processes()
+        core.suspend()  # nothing that it is asked from here on is answered
+        calls = [engine.update_weights(Reference(noise=0.5).update(1)), _greedy(engine, "pending")]
+        asked = [asyncio.ensure_future(call) for call in calls]
+        done, _ = await asyncio.wait(asked, timeout=3.0)
+        assert not done
+        core.kill()
+        done, late = await asyncio.wait(asked, timeout=30.0)
+        assert not late
+        assert {type(call.exception()) for call in done} == {EngineDiedError}
+        await engine.shutdown()
+
+    asyncio.run(run())
+
+
 async def _check_that_a_group_computes_its_prompt_once(engine: RolloutEngine) -> None:
     assert engine._client is not None and engine._processor is not None
     engine._client.take_prompt_tokens()
