@@ -208,6 +208,7 @@ class Pool(Generic[AnyMember]):
                         f"{name} was lost {len(losses_s)} times within {RESTART_WINDOW_S:g} s and is not started "
                         f"again; the last time: {error}"
                     ) from error
+                del error  # with the frames in it, which hold what the worker was given: a whole update of weights
                 if not self._places[name].draining:
                     self._places[name] = self._member(name)
                     await asyncio.sleep(RESTART_DELAY_S * (2 ** (len(losses_s) - 1) - 1))

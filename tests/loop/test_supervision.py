@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import random
 import re
+import weakref
 
 import pytest
 from loop_fakes import FakeEngine, FakeLearner, FakeScorer, MortalEngine, MortalScorer, Rig
@@ -103,6 +105,35 @@ def test_sync_does_not_wait_for_an_engine_that_dies_in_it(hangs):
     rig.run()
     assert all_trained_once(rig)
     assert [name for name, _ in rig.engine_factory.started] == ["engine 0", "engine 1", "engine 1"]
+
+
+def test_weights_that_a_dead_engine_was_given_are_let_go():
+    """In a run they are as large as the policy, in the object store."""
+    published: list[weakref.ref] = []
+
+    class Remembering(FakeLearner):
+        async def publish(self, version):
+            update = await super().publish(version)
+            published.append(weakref.ref(update))
+            return update
+
+    class DiesInUpdate(FakeEngine):
+        async def update_weights(self, update):
+            raise EngineDiedError("died while loading")
+
+    rig = Rig(num_engines=1, num_prompts=60)
+    rig.engines = [DiesInUpdate(rig.engines[0].rng)]
+    rig.learner = Remembering(rig.engines[0].rng)
+    held: list[int] = []
+
+    async def watch(task):
+        await until(task, lambda: rig.learner.version >= 6)
+        gc.collect()
+        held.append(sum(update() is not None for update in published))
+
+    rig.run(beside=watch)
+    assert len(rig.engine_factory.started) == 2
+    assert held[0] <= 1  # none while the next is published
 
 
 def test_groups_of_a_dead_scorer_are_scored_by_another_one_without_new_rollouts(caplog):
