@@ -20,7 +20,7 @@ from sif_ray.chaos.endpoint import COME_BACK, outcome_of
 from sif_ray.chaos.footprint import Footprint
 from sif_ray.chaos.process_tree import ENGINE, ProcessTree
 from sif_ray.chaos.promise import Violation
-from sif_ray.chaos.soak import FAULTS, MOST_GROWTH, Strike, bearable_faults, growth
+from sif_ray.chaos.soak import FAULTS, LEAST, MIDDLE, MOST_GROWTH, Strike, bearable_faults, growth
 from sif_ray.chaos.soak_figure import TITLES, soak_svg
 from sif_ray.cli import run_job
 
@@ -150,6 +150,16 @@ def test_growth_sees_leaks_and_steps_and_neither_noise_nor_restarts_nor_the_star
     assert growth([1.0] * 10 + [2.0] * 10, least=20.0) == pytest.approx(1 / 20)
     assert growth([0.0] * 20) == growth([None] * 20) == 0
     assert growth([0.0] * 20 + [3.0] * 20) == 3  # of one, where there was nothing
+
+
+def test_one_version_too_many_in_the_object_store_is_growth_and_the_chance_of_a_sample_is_not():
+    least, middle = LEAST["object_store_mb"], MIDDLE["object_store_mb"]
+    for seed in range(20):
+        rng = random.Random(seed)
+        held = [7.27 * rng.choices([0, 1, 2, 3], [1, 5, 6, 2])[0] for _ in range(330)]
+        assert abs(growth(held, least, middle)) < MOST_GROWTH
+        kept = [value + 7.27 * (number > 220) for number, value in enumerate(held)]
+        assert growth(kept, least, middle) > MOST_GROWTH
 
 
 def test_the_picture_has_a_panel_for_every_figure():
