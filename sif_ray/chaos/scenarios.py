@@ -25,7 +25,8 @@ from sif_ray.chaos.process_tree import ENGINE, GCS, RAYLET, stopped
 from sif_ray.chaos.promise import promise
 from sif_ray.chaos.victim import DRIVER, LEARNER, REWARD_WORKER, ROLLOUT_ACTOR, JudgeServer, Victim
 from sif_ray.checkpoints import FINISHED, STATE, digest_values
-from sif_ray.config import JudgeConfig
+from sif_ray.config import JudgeConfig, LearnerConfig
+from sif_ray.observe.metrics import read_metrics
 
 STRUCK_AT = 5  # training steps
 PAUSE_S = 20.0  # shorter than anybody loses patience
@@ -50,7 +51,7 @@ class Scenario:
     promise: str
     strike: Callable[[Victim], None]
     own_disk: bool = False  # the run folder is a small disk of its own; only root can make one
-    judged: bool = False  # by a model over HTTP
+    prepare: Callable[[Victim], None] | None = None  # called before the run starts
 
 
 def possible(scenario: Scenario) -> bool:
@@ -63,8 +64,8 @@ def run_scenario(scenario: Scenario, folder: Path) -> float:
     victim = make_victim(folder)
     with _small_disk(victim.output) if scenario.own_disk else contextlib.nullcontext():
         try:
-            if scenario.judged:
-                _give_judge(victim)
+            if scenario.prepare:
+                scenario.prepare(victim)
             victim.start()
             victim.wait_for_steps(STRUCK_AT)
             struck_s = time.monotonic()
@@ -80,6 +81,7 @@ def run_scenario(scenario: Scenario, folder: Path) -> float:
 
 
 def _give_judge(victim: Victim) -> None:
+    """Answers are judged by a model over HTTP."""
     victim.judge = JudgeServer()
     victim.judge.start()
     patient = JudgeConfig(
@@ -115,6 +117,31 @@ def make_victim(folder: Path) -> Victim:
     config = make_config(folder, write_answering_policy(folder / "policy"), load)
     config = replace(config, checkpoint_every=2, parity_every=3, lease_timeout_s=40.0, stuck_after_s=90.0)
     return Victim(config, folder)
+
+
+def _train_on_policy(victim: Victim) -> None:
+    """A run that can be repeated, and that has been done once, undisturbed, beside the victim's folder."""
+    _give_judge(victim)  # so that rewards differ and the policy learns
+    victim.config = replace(
+        victim.config,
+        max_staleness=0,
+        sampling=replace(victim.config.sampling, max_tokens=200),  # most completions come to their end
+        learner=LearnerConfig(),
+    )
+    undisturbed = _undisturbed(victim)
+    undisturbed.output.parent.mkdir()
+    try:
+        undisturbed.start()
+        _ends_well(undisturbed)
+    finally:
+        undisturbed.end()
+    learned = [step["step"] for step in read_metrics(undisturbed.output / "metrics.jsonl") if step["grad_norm"]]
+    promise(max(learned, default=0) > STRUCK_AT, f"it has learned in steps {learned}, so nothing is to be seen")
+
+
+def _undisturbed(victim: Victim) -> Victim:
+    folder = victim.output.with_name("undisturbed")
+    return Victim(replace(victim.config, output=str(folder / "run")), folder)
 
 
 # --- what strikes ----------------------------------------------------------------------------------------------------
@@ -196,6 +223,11 @@ def _driver_killed(victim: Victim) -> None:
     victim.process.kill()
     victim.wait()
     _starts_again(victim)
+
+
+def _driver_killed_on_policy(victim: Victim) -> None:
+    _driver_killed(victim)
+    promise(victim.policy.read_bytes() == _undisturbed(victim).policy.read_bytes(), "the weights are others")
 
 
 def _told_to_stop(victim: Victim) -> None:
@@ -357,6 +389,12 @@ DIED, SILENT = "died", "answered no"  # none of its requests, or nothing
 
 SCENARIOS = [
     Scenario("driver-killed", "the next run goes on from the newest checkpoint", _driver_killed),
+    Scenario(
+        "driver-killed-on-policy",
+        "with max_staleness 0 the next run ends with the weights of one left alone",
+        _driver_killed_on_policy,
+        prepare=_train_on_policy,
+    ),
     Scenario("driver-told-to-stop", "the step ends and is saved; the next run goes on", _told_to_stop),
     Scenario("driver-paused", "goes on", _paused(DRIVER)),
     Scenario("rollout-actor-killed", "replaced at once", _replaced("engine 0", DIED, _killed(ROLLOUT_ACTOR))),
@@ -384,8 +422,8 @@ SCENARIOS = [
     Scenario("raylet-paused", "waited for", _paused(RAYLET)),
     Scenario("gcs-killed", "an error that says so; the next run goes on", _fails("connect to GCS", _killed(GCS))),
     Scenario("gcs-paused", "waited for", _paused(GCS)),
-    Scenario("judge-killed", "waited for; no prompt is dropped", _judge_killed, judged=True),
-    Scenario("judge-paused", "waited for; no prompt is dropped", _judge_paused, judged=True),
+    Scenario("judge-killed", "waited for; no prompt is dropped", _judge_killed, prepare=_give_judge),
+    Scenario("judge-paused", "waited for; no prompt is dropped", _judge_paused, prepare=_give_judge),
     Scenario("object-store-full", "Ray spills to disk, and the run goes on", _full_store),
     Scenario("checkpoint-damaged", "refused by name, in any way; the one before goes on", _checkpoint_damaged),
     Scenario("checkpoint-half-written", "ignored; the one before goes on", _half_written),

@@ -67,6 +67,11 @@ class Victim(ProcessTree):
     def output(self) -> Path:
         return Path(self.config.output)
 
+    @property
+    def policy(self) -> Path:
+        """The weights that it ends with."""
+        return self.output / "checkpoint" / "model.safetensors"
+
     def start(self) -> None:
         self._file.write_text(configuration.to_yaml(self.config))
         super().start()
@@ -114,7 +119,7 @@ class Victim(ProcessTree):
         ended = len(trained) + len(finished["dropped"])
         promise(ended == planned, f"{ended} tickets ended of {planned}")
         promise(not finished["dropped"], f"one fault cost prompts: {finished['dropped']}")
-        promise((self.output / "checkpoint" / "model.safetensors").is_file(), "there is no policy")
+        promise(self.policy.is_file(), "there is no policy")
 
     def check_trail(self) -> dict[int, dict[str, int]]:
         """What was trained so far: every version once, every ticket at most once, no token older than the window."""
