@@ -268,6 +268,14 @@ class EndpointConfig:
         """Whether the run asks the endpoint."""
         return True
 
+    def shared_by(self, workers: str, count: int, block: str = "") -> Iterator[str]:
+        """What is wrong with `count` workers, the setting `workers`, for this endpoint, which is at `block`."""
+        if count > self.max_concurrency:
+            yield (
+                f"{workers} ({count}) is above {block}max_concurrency ({self.max_concurrency}), which they share; "
+                "lower the one or raise the other"
+            )
+
     def relations(self) -> Iterator[str]:
         for name in ("model", "base_url") if self.is_called else ():
             if not getattr(self, name):
@@ -323,11 +331,8 @@ class TeacherConfig(EndpointConfig):
             yield "model = '': kind = 'vllm' needs a folder or a hub id"
         if self.actors_max < self.actors_min:
             yield f"actors_max ({self.actors_max}) is below actors_min ({self.actors_min}); raise it or lower the other"
-        if self.kind != "template" and self.actors_max > self.max_concurrency:
-            yield (
-                f"actors_max ({self.actors_max}) is above max_concurrency ({self.max_concurrency}), which they share; "
-                "lower the one or raise the other"
-            )
+        if self.kind != "template":
+            yield from self.shared_by("actors_max", self.actors_max)
         if self.kind == "vllm" and self.max_tokens >= self.engine.max_model_len:
             yield (
                 f"max_tokens ({self.max_tokens}) leaves no room for a prompt, which has up to five photographs, in "

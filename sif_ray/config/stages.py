@@ -248,6 +248,8 @@ class GrpoConfig:
                     f"judge.{name} ({getattr(self.judge, name):g}) must be below lease_timeout_s "
                     f"({self.lease_timeout_s:g}): the lease runs while the judge is waited for"
                 )
+        if self.judge.is_called:
+            yield from self.judge.shared_by("num_reward_workers", self.num_reward_workers, "judge.")
         if self.sampling.max_tokens >= engine.max_model_len:
             yield (
                 f"sampling.max_tokens ({self.sampling.max_tokens}) leaves no room for a prompt in engine.max_model_len "
@@ -345,6 +347,8 @@ class EvaluateConfig(DepthConfig):
             for name in names:
                 if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name):
                     yield f"{block}.{name}: the name is that of a folder too; use letters, digits and . _ + -"
+        for name, endpoint in self.endpoints.items():
+            yield from endpoint.shared_by("actors_max", self.actors_max, f"endpoints.{name}.")
         for name, benchmark in self.benchmarks.items():
             for key in ("name", "annotations"):
                 if not getattr(benchmark, key):

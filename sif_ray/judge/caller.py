@@ -4,8 +4,10 @@
                ▲                    │
                └── retry, jitter ◄──┘  time-out, 429, 5xx, broken or unreadable reply
 
-Attempts while the breaker is open are probes, not retries of a call: an outage shorter than `max_wait_s` costs nothing
-but time.
+An outage is never laid at a call's door: while the breaker is open a ping alone is sent, something that the model can
+always answer; a call gives up only after the model has answered somebody between its first attempt and its last; and a
+model that asks for patience (429) is waited for, which is none of a call's retries. So an outage shorter than
+`max_wait_s` costs nothing but time.
 """
 
 from __future__ import annotations
@@ -52,12 +54,7 @@ class Client(Protocol):
 
 
 class Caller:
-    """One worker's calls of one endpoint. For one event loop.
-
-    With a `ping`, something that the model can always answer, an outage is never laid at a call's door: while the
-    breaker is open the ping alone is sent; a call gives up only after the model has answered somebody between its first
-    attempt and its last; and a model that asks for patience (429) is waited for, which is none of a call's retries.
-    """
+    """One worker's calls of one endpoint. For one event loop."""
 
     def __init__(
         self,
@@ -66,21 +63,21 @@ class Caller:
         api_key: str,
         audit: Path,
         num_workers: int,
-        ping: Call[Any] | None = None,
+        ping: Call[Any],
         client: Client | None = None,
     ) -> None:
         """Append every attempt to the file `audit`. `name`, e.g. "judge", is that of log lines and metrics.
 
-        Of the limits of `config` this worker takes its share, one in `num_workers`. `api_key` = "": none.
-        `client` takes the place of the endpoint that `config` names.
+        Of the limits of `config` this worker takes its share, one in `num_workers`, who may not be more than
+        `max_concurrency`. `api_key` = "": none. `client` takes the place of the endpoint that `config` names.
         """
         self._name = name
         self._config = config
         self._client: Client = client or ChatClient(config.base_url, api_key, config.timeout_s)
-        self._limits = Limits(max(1, config.max_concurrency // num_workers), config.requests_per_minute / num_workers)
-        # With a ping: failures in a row open the breaker before a call of its own has used up its retries.
-        self._max_retries = max(1, config.max_retries) if ping else config.max_retries
-        failures = min(config.breaker_failures, self._max_retries + 1) if ping else config.breaker_failures
+        self._limits = Limits(config.max_concurrency // num_workers, config.requests_per_minute / num_workers)
+        # Failures in a row open the breaker before a call of its own has used up its retries.
+        self._max_retries = max(1, config.max_retries)
+        failures = min(config.breaker_failures, self._max_retries + 1)
         self._breaker = Breaker(name, failures, config.breaker_cooldown_s)
         self._audit = jsonl.open_for_append(audit)
         self._ping = ping
@@ -119,21 +116,21 @@ class Caller:
                 attempt = self._breaker.enter()
                 if attempt is None:
                     continue
-                if self._ping and self._breaker.is_open:
-                    await self._probe(self._ping, asked_s, attempt)
+                if self._breaker.is_open:
+                    await self._probe(asked_s, attempt)
                     continue
                 try:
                     return await self._ask(call, number, asked_s, attempt)
                 except CallError as error:
                     # An attempt while the model is down says nothing about this call, so it is none of its retries.
-                    if not (error.retry and (self._breaker.is_open or self._is_patience(error))):
+                    if not (error.retry and (self._breaker.is_open or error.reason == RATE_LIMIT)):
                         raise
                     if self._left_s(asked_s) <= 0:
                         raise EndpointDown(error.reason, error.detail) from error
 
-    async def _probe(self, ping: Call[Any], asked_s: float, attempt: Attempt) -> None:
+    async def _probe(self, asked_s: float, attempt: Attempt) -> None:
         try:
-            await self._ask(ping, 1, asked_s, attempt)
+            await self._ask(self._ping, 1, asked_s, attempt)
         except CallError as error:
             if not error.retry and not isinstance(error, CallRefused):  # a wrong key: no use in waiting
                 raise
@@ -152,7 +149,7 @@ class Caller:
             raise
         if not (error and (error.down or error.reason == RATE_LIMIT)):
             self._answered_s = now_s()
-        attempt.ended(None if error and self._is_patience(error) else not (error and error.down))
+        attempt.ended(None if error and error.reason == RATE_LIMIT else not (error and error.down))
         self._note(call, number, now_s() - started_s, completion, result, error)
         if error:
             raise error
@@ -160,15 +157,12 @@ class Caller:
 
     def _hold_back(self, error: CallError, asked_s: float) -> CallError:
         """Pause all calls where the server asks for it; a longer pause than we wait for is an outage."""
-        if error.retry_after_s > max(0.0, self._left_s(asked_s)):
-            return EndpointDown(error.reason, error.detail)
-        pause_s = error.retry_after_s or (self._config.breaker_cooldown_s if self._is_patience(error) else 0.0)
+        pause_s = error.retry_after_s or (self._config.breaker_cooldown_s if error.reason == RATE_LIMIT else 0.0)
         if pause_s:
             self._limits.pause(pause_s)
+        if error.retry_after_s > max(0.0, self._left_s(asked_s)):
+            return EndpointDown(error.reason, error.detail)
         return error
-
-    def _is_patience(self, error: CallError) -> bool:
-        return self._ping is not None and error.reason == RATE_LIMIT
 
     def _left_s(self, asked_s: float) -> float:
         """Seconds that a call of the time `asked_s` still waits for a model that does not answer."""

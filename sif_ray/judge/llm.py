@@ -27,11 +27,10 @@ What an answer meets on its way:
                                                ▲                    │
                                                └── retry, jitter ◄──┘  time-out, 429, 5xx, broken or unreadable reply
 
-- Retries used up, a judge that is down for longer than `max_wait_s`, a wrong key or model: `Failed`. So is a reply that
-  holds no score: the group's next answers are others, and may have one.
+- Retries used up: `Failed`. So is a reply that holds no score: the group's next answers are others, and may have one.
+- A judge that answers nobody for longer than `max_wait_s`, a wrong key or model: `Unavailable`.
 - A request that the server refuses for what it contains (content policy, too long): `Abstained`.
-- Attempts while the breaker is open are probes, not retries of an answer: an outage shorter than `max_wait_s` costs
-  nothing but time.
+- While the breaker is open an easy question alone is asked: an outage shorter than `max_wait_s` costs nothing but time.
 - What the policy wrote is not to be trusted; `sif_ray.method.prompts.judge_user` keeps it in its place.
 - `judge/` in the run folder holds the cache and one audit log per worker. Every attempt is a line of it: key, prompt,
   hash of the photo, reply, score, error, seconds, tokens. The key covers the model, both messages, the photo and the
@@ -54,8 +53,8 @@ from PIL import Image
 from sif_ray.config import ConfigError, JudgeConfig
 from sif_ray.judge.cache import ScoreCache
 from sif_ray.judge.caller import Call, Caller, ask_before_a_run
-from sif_ray.judge.client import CallError, CallRefused, Completion, image_part
-from sif_ray.judge.outcome import Abstained, Failed, Outcome, Scored
+from sif_ray.judge.client import CallError, CallRefused, Completion, EndpointDown, image_part
+from sif_ray.judge.outcome import Abstained, Failed, Outcome, Scored, Unavailable
 from sif_ray.judge.reply import CUT_REPLY, RESPONSE_FORMAT, UNREADABLE_REPLY, read_score
 from sif_ray.method.prompts import judge_system, judge_user
 
@@ -106,7 +105,8 @@ class LlmJudge:
         Of the limits of `config` this worker takes its share, one in `num_workers`. `api_key` = "": none.
         """
         self._config = config
-        self._caller = Caller("judge", config, api_key, folder / f"audit-{worker}.jsonl", num_workers)
+        audit, ping = folder / f"audit-{worker}.jsonl", _easy_call(config)
+        self._caller = Caller("judge", config, api_key, audit, num_workers, ping)
         self._meter = self._caller.meter
         self._cache = ScoreCache(folder / "cache.sqlite")
         self._asked: dict[str, asyncio.Task[Outcome]] = {}  # by key; equal answers of a group share one call
@@ -144,15 +144,27 @@ class LlmJudge:
             return Scored(score)
         try:
             score = await self._caller.call(item.call(self._config.max_tokens))
-        except CallRefused as error:
-            self._meter.count("abstained")
-            return Abstained(error.reason)
         except CallError as error:
-            self._meter.count("failed")
-            return Failed(error.reason)
+            outcome = outcome_of(error, self._config)
+            self._meter.count("abstained" if isinstance(outcome, Abstained) else "failed")
+            return outcome
         self._meter.count("scored")
         await asyncio.to_thread(self._cache.put, item.key, score)
         return Scored(score)
+
+
+def outcome_of(error: CallError, config: JudgeConfig) -> Abstained | Failed | Unavailable:
+    """What an error of `Caller.call` says about an answer."""
+    if isinstance(error, CallRefused):
+        return Abstained(error.reason)
+    where = f"judge: {config.model!r} at {config.base_url}"
+    if isinstance(error, EndpointDown):
+        return Unavailable(
+            error.reason, f"{where} answered nothing for judge.max_wait_s = {config.max_wait_s:g} s ({error})"
+        )
+    if not error.retry:
+        return Unavailable(error.reason, f"{where} answers no call ({error}); correct judge.api_key_env or judge.model")
+    return Failed(error.reason)
 
 
 def score_of(completion: Completion) -> float:
@@ -168,14 +180,17 @@ def score_of(completion: Completion) -> float:
 async def check(config: JudgeConfig, api_key: str) -> None:
     """Ask one easy question. Raises `ConfigError` when there is no score: a wrong address, key or model, a judge that
     has not started or cannot see."""
-    photo = io.BytesIO()
-    Image.new("RGB", (64, 64), "red").save(photo, "PNG")
-    text = judge_user("Which colour is this?", "red", "It is red.")
-    question = Question(config.model, text, photo.getvalue() if config.with_image else b"")
     try:
-        await ask_before_a_run(config, api_key, question.call(config.max_tokens))
+        await ask_before_a_run(config, api_key, _easy_call(config))
     except CallError as error:
         raise ConfigError(
             f"judge: {config.model!r} at {config.base_url} gave no score for a test question ({error}); start the "
             "judge, or correct judge.base_url, judge.model, judge.api_key_env, judge.with_image or judge.max_tokens"
         ) from error
+
+
+def _easy_call(config: JudgeConfig) -> Call[float]:
+    photo = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(photo, "PNG")
+    text = judge_user("Which colour is this?", "red", "It is red.")
+    return Question(config.model, text, photo.getvalue() if config.with_image else b"").call(config.max_tokens)

@@ -22,16 +22,24 @@ class Abstained:
 
 @dataclass(frozen=True)
 class Failed:
-    """The judge could not be asked; the item may be tried again."""
+    """The judge works and gave no score this time; the item may be tried again."""
 
     reason: str  # one of few, so that reasons can be counted
 
 
-Outcome = Scored | Abstained | Failed
+@dataclass(frozen=True)
+class Unavailable:
+    """The judge answers nobody, which is no fault of this item."""
+
+    reason: str  # one of few, so that reasons can be counted
+    advice: str  # for people: what was tried and what to do
+
+
+Outcome = Scored | Abstained | Failed | Unavailable
 
 
 class Judge(Protocol):
-    """Scores one answer. Returns its failures as `Failed`; raises only for errors in the program."""
+    """Scores one answer. Its failures are outcomes; it raises only for errors in the program."""
 
     async def judge(self, question: str, answer: str, prediction: str, image: bytes) -> Outcome:
         """Compare `prediction` with the reference `answer` to `question` about `image` (encoded RGB)."""

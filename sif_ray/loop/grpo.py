@@ -45,7 +45,7 @@ from sif_ray.loop.ledger import Batch, Lease, Ledger
 from sif_ray.loop.parity import probe_parity
 from sif_ray.loop.pool import Factory, Member, Pool, WorkerDiedError
 from sif_ray.loop.requests import Ask, groups_per_engine, training_request
-from sif_ray.loop.rewarder import GroupScores, ScoringFailed
+from sif_ray.loop.rewarder import GroupScores, JudgeUnavailable, ScoringFailed
 from sif_ray.loop.step_metrics import batch_metrics, has_spread, judge_totals, receipt_metrics
 from sif_ray.loop.watchdog import Watchdog
 from sif_ray.method.progress import ProgressRecord
@@ -78,7 +78,8 @@ class Engine(Protocol):
 
 
 class Scorer(Protocol):
-    """Rewards of a group (`sif_ray.loop.rewarder.Rewarder`, or its actor). Its death is a `WorkerDiedError`."""
+    """Rewards of a group (`sif_ray.loop.rewarder.Rewarder`, or its actor). Its death is a `WorkerDiedError`; a
+    `JudgeUnavailable` stops the run."""
 
     async def score(
         self, texts_G: Sequence[str], sample: Sample, previous: float | None
@@ -204,6 +205,7 @@ class GrpoLoop:
         self._trail = trail
         self._save = save
         self._stopping = False
+        self._outage: JudgeUnavailable | None = None
         self._progress = progress
         self._completions = completions
         self._learner_idle = IdleClock()
@@ -225,7 +227,8 @@ class GrpoLoop:
 
         `learner_ready` is awaited before the learner is asked for anything; engines start and generate meanwhile, or
         before, where they share GPUs with it.
-        Raises the first error of any task, `PoolError` when an engine or a scorer cannot be replaced, and `LoopError`
+        Raises `JudgeUnavailable` when the step is saved in which the judge was given up; the first error of any task,
+        `PoolError` when an engine or a scorer cannot be replaced, and `LoopError`
         when the learner is stuck or no batch could be trained.
         """
         try:
@@ -260,6 +263,8 @@ class GrpoLoop:
             for other in others:
                 log.error("a second error while the run was ending: %r", other)
             raise first from None
+        if self._outage is not None:
+            raise self._outage
         dropped = self._ledger.dropped()
         if dropped and self._ledger.done:
             log.warning("%d of %d prompts were dropped: %s", len(dropped), self._ledger.num_tickets, _reasons(dropped))
@@ -408,7 +413,7 @@ class GrpoLoop:
             await self._score(lease, group)
 
     def _request(self, lease: Lease) -> RolloutRequest:
-        return training_request(self._config, self._samples[lease.sample_id], lease.ticket_id, lease.attempt)
+        return training_request(self._config, self._samples[lease.sample_id], lease.ticket_id, lease.failures)
 
     async def _generate(self, slot: _Slot, request: RolloutRequest) -> RolloutGroup:
         with slot.idle:
@@ -423,6 +428,8 @@ class GrpoLoop:
         )
         if not self._ledger.holds(lease):
             return
+        if isinstance(scores, ScoringFailed) and self._outage is not None:
+            return  # no fault of this ticket
         if isinstance(scores, ScoringFailed):
             log.warning("ticket %s has no rewards: %s", lease.ticket_id, scores.reason)
             self._ledger.failed(lease, scores.reason, retry=scores.retry)
@@ -461,6 +468,12 @@ class GrpoLoop:
                 if wanted():
                     continue
                 return ScoringFailed(f"scorer lost: {error}", retry=True)
+            except JudgeUnavailable as error:
+                if self._outage is None:
+                    log.error("the run stops after this step and can go on from there: %s", error)
+                    self._outage = error
+                    self.stop()
+                return ScoringFailed("judge unavailable", retry=True)
             self._timeline.span(scorer.name, "score", started_s, time.time(), step=self._ledger.version)
             return scores
 

@@ -61,13 +61,14 @@ _ENDS = (State.TRAINED, State.DROPPED)
 class Lease:
     """The right to generate one group, until `expires_s` on the ledger's clock.
 
-    Example: `Lease(ticket_id="1/toy-7", sample_id="toy-7", epoch=1, attempt=0, version=12, expires_s=930.5)`.
+    Example: `Lease(ticket_id="1/toy-7", sample_id="toy-7", epoch=1, attempt=0, failures=0, version=12, expires_s=9.5)`.
     """
 
     ticket_id: str
     sample_id: str
     epoch: int  # 0-based
-    attempt: int  # 0 for the first lease of the ticket
+    attempt: int  # 0 for the first lease of the ticket in this process
+    failures: int  # of the ticket before; rollouts are sampled anew after each
     version: int  # policy version of the engine when the lease was given
     expires_s: float
 
@@ -87,7 +88,7 @@ class _Ticket:
     sample_id: str
     epoch: int
     state: State = State.PENDING
-    attempts: int = 0  # leases given so far
+    attempts: int = 0  # leases given so far by this process
     failures: int = 0
     lease: Lease | None = None
     due: int = -1  # last learner version that may train the group; -1 when not live
@@ -138,7 +139,7 @@ class Ledger:
         self._ready_by_due: Counter[int] = Counter()
         self._live_by_due: Counter[int] = Counter()  # leased, generated and scored groups, not taken
         # What `state_dict` needs, kept up to date: it must not cost a walk over all tickets.
-        self._begun: set[int] = set()  # orders of tickets that were leased and have not ended
+        self._failed: set[int] = set()  # orders of tickets that have failed and have not ended
         self._is_trained = bytearray(len(self._tickets))  # 1 = trained, by order
         self._drop_reasons: dict[str, str] = {}
         self._digest = ""
@@ -188,11 +189,11 @@ class Ledger:
             sample_id=ticket.sample_id,
             epoch=ticket.epoch,
             attempt=ticket.attempts,
+            failures=ticket.failures,
             version=engine_version,
             expires_s=self._now_s() + self._lease_timeout_s,
         )
         ticket.attempts += 1
-        self._begun.add(ticket.order)
         ticket.lease = lease
         self._move(ticket, State.LEASED)
         self._set_due(ticket, engine_version + self.max_staleness)
@@ -297,15 +298,14 @@ class Ledger:
         Scored groups that no batch holds are saved as scored (`waiting_tickets`): the caller saves the groups
         themselves. What is in flight, a batch in training included, is saved as pending.
         """
-        begun = [self._tickets[order] for order in sorted(self._begun)]
+        failed = [self._tickets[order] for order in sorted(self._failed)]
         return {
             "plan": self._plan_digest(),
             "version": self.version,
             "trained": _ranges(self._is_trained),
             "dropped": self.dropped(),
             "scored": {ticket_id: self._by_id[ticket_id].due for ticket_id in self.waiting_tickets()},
-            "attempts": {ticket.ticket_id: ticket.attempts for ticket in begun},
-            "failures": {ticket.ticket_id: ticket.failures for ticket in begun if ticket.failures},
+            "failures": {ticket.ticket_id: ticket.failures for ticket in failed},
             "reissued": dict(self._reissued),
         }
 
@@ -332,11 +332,8 @@ class Ledger:
             self._make_ready(self._by_id[ticket_id])
         if not _schedulable(self._live_by_due, self.version, self.groups_per_step):
             raise LedgerError(f"the saved ledger has scored groups that no batch after version {self.version} can hold")
-        for ticket_id, attempts in state["attempts"].items():
-            self._by_id[ticket_id].attempts = attempts
-            self._begun.add(self._by_id[ticket_id].order)
         for ticket_id, failures in state["failures"].items():
-            self._by_id[ticket_id].failures = failures
+            self._blame(self._by_id[ticket_id], failures)
         self._pending = [ticket.order for ticket in self._tickets if ticket.state is State.PENDING]
 
     # --- inside ---
@@ -371,7 +368,8 @@ class Ledger:
 
     def _give_back(self, ticket: _Ticket, reason: str, retry: bool = True, blamed: bool = True) -> None:
         ticket.lease = None
-        ticket.failures += blamed
+        if blamed:
+            self._blame(ticket, ticket.failures + 1)
         self._set_due(ticket, None)
         if not retry or ticket.failures >= self._max_failures:
             self._drop(ticket, reason)
@@ -379,6 +377,10 @@ class Ledger:
         self._reissued[reason] += 1
         self._move(ticket, State.PENDING)
         heapq.heappush(self._pending, ticket.order)
+
+    def _blame(self, ticket: _Ticket, failures: int) -> None:
+        ticket.failures = failures
+        self._failed.add(ticket.order)
 
     def _drop(self, ticket: _Ticket, reason: str) -> None:
         self._drop_reasons[ticket.ticket_id] = reason
@@ -391,7 +393,7 @@ class Ledger:
         self._counts[state] += 1
         ticket.state = state
         if state in _ENDS:
-            self._begun.discard(ticket.order)
+            self._failed.discard(ticket.order)
             self._is_trained[ticket.order] = state is State.TRAINED
 
     def _set_due(self, ticket: _Ticket, due: int | None) -> None:

@@ -31,8 +31,9 @@ def groups_per_engine(max_num_seqs: int, group_size: int) -> int:
     return 2 * -(-max_num_seqs // group_size) + 1
 
 
-def training_request(config: GrpoConfig, sample: Sample, ticket_id: str, attempt: int = 0) -> RolloutRequest:
-    """The G rollouts of a sample, with a sampling seed of its own for every attempt, the same in every run."""
+def training_request(config: GrpoConfig, sample: Sample, ticket_id: str, failures: int = 0) -> RolloutRequest:
+    """The G rollouts of a sample. The sampling seed is the same in every run, and another one after every failure of
+    the ticket; who is asked again because an engine or the driver has died asks for the same."""
     return RolloutRequest(
         ticket_id=ticket_id,
         sample_id=sample.sample_id,
@@ -40,7 +41,7 @@ def training_request(config: GrpoConfig, sample: Sample, ticket_id: str, attempt
         images=sample.prompt_images(config.prompt.depth_image),
         num_rollouts=config.group_size,
         sampling=config.sampling,
-        seed=_seed(config.seed, ticket_id, attempt),
+        seed=_seed(config.seed, ticket_id, failures),
     )
 
 
@@ -66,6 +67,6 @@ def check_version(group: RolloutGroup, version: int, what: str) -> None:
         raise VersionError(f"{what}: tokens are of versions {group.oldest_version} to {group.newest_version}")
 
 
-def _seed(run_seed: int, ticket_id: str, attempt: int) -> int:
-    words = np.frombuffer(f"{run_seed}/{ticket_id}/{attempt}".encode(), dtype=np.uint8)
+def _seed(run_seed: int, ticket_id: str, failures: int) -> int:
+    words = np.frombuffer(f"{run_seed}/{ticket_id}/{failures}".encode(), dtype=np.uint8)
     return int(np.random.SeedSequence(words.tolist()).generate_state(1)[0] >> 1)

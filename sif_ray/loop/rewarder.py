@@ -9,10 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from sif_ray.config import RewardConfig
-from sif_ray.judge.outcome import Abstained, Failed, Judge, Outcome, Scored
+from sif_ray.judge.outcome import Abstained, Failed, Judge, Outcome, Scored, Unavailable
 from sif_ray.judge.scoring import read_depth, score_terms, weighted_total
 from sif_ray.method.trace import find_answer
 from sif_ray.records import FloatArray, Sample
+
+
+class JudgeUnavailable(RuntimeError):
+    """No group gets rewards now; the message says where the judge is and what was tried."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,14 @@ class Rewarder:
     async def score(
         self, texts_G: Sequence[str], sample: Sample, previous: float | None
     ) -> GroupScores | ScoringFailed:
-        """Score the G texts of one group; `previous` is the sample's answer score one epoch ago, None = no bonus."""
+        """Score the G texts of one group; `previous` is the sample's answer score one epoch ago, None = no bonus.
+
+        Raises `JudgeUnavailable`.
+        """
         scores_G: list[float] = []
         for outcome in await asyncio.gather(*(self._judge_answer(text, sample) for text in texts_G)):
+            if isinstance(outcome, Unavailable):
+                raise JudgeUnavailable(outcome.advice)
             if not isinstance(outcome, Scored):
                 return ScoringFailed(_reason(outcome), retry=isinstance(outcome, Failed))
             scores_G.append(outcome.score)

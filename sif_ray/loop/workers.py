@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from sif_ray.loop.pool import WorkerDiedError
 from sif_ray.observe.timeline import Timeline
@@ -39,7 +39,7 @@ class Remote:
                 return await method.remote(*arguments)
             except RayTaskError as error:
                 raise error.cause from error
-            except (RayActorError, ObjectLostError) as error:
+            except (RayActorError, ObjectLostError, OutOfMemoryError) as error:  # the last: Ray's memory monitor
                 raise WorkerDiedError(_cause(error)) from error
 
         return call

@@ -55,6 +55,7 @@ def judging(proxy: FaultyProxy, tmp_path: Path) -> Callable[..., contextlib.Abst
             "base_url": f"{proxy.url}/v1",
             "timeout_s": 30.0,
             "max_wait_s": 0.0,
+            "breaker_cooldown_s": 0.05,
         }
         judge = LlmJudge(JudgeConfig(**settings | changes), api_key, tmp_path, worker, num_workers)
         try:

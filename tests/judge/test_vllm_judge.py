@@ -22,7 +22,7 @@ from PIL import Image
 
 from sif_ray.config import JudgeConfig
 from sif_ray.judge.factory import check_judge
-from sif_ray.judge.outcome import Abstained, Failed, Scored
+from sif_ray.judge.outcome import Abstained, Scored, Unavailable
 from sif_ray.method.prompts import judge_system, judge_user
 from sif_ray.observe import jsonl
 from sif_ray.policy.model import resolve_model
@@ -133,7 +133,8 @@ async def test_what_the_server_refuses(judging, proxy, photo):
     async with judging(model=MODEL, timeout_s=60.0) as judge:
         assert await judge.judge("long " * 2000, "red", "red", photo) == Abstained("HTTP 400")
     async with judging(model="another", timeout_s=60.0) as judge:
-        assert await judge.judge("q", "red", "red", photo) == Failed("HTTP 404")
+        outcome = await judge.judge("q", "red", "red", photo)
+    assert isinstance(outcome, Unavailable) and outcome.reason == "HTTP 404" and "correct" in outcome.advice
 
 
 def test_an_answer_cannot_spell_the_control_tokens_of_the_template(vllm_server):

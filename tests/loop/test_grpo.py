@@ -14,7 +14,7 @@ from loop_fakes import FakeEngine, FakeLearner, FakeScorer, Rig
 
 from sif_ray.config import PlacementConfig, PromptConfig
 from sif_ray.loop.grpo import LoopError
-from sif_ray.loop.rewarder import ScoringFailed
+from sif_ray.loop.rewarder import JudgeUnavailable, ScoringFailed
 from sif_ray.loop.step_metrics import judge_totals, receipt_metrics
 from sif_ray.rollout.errors import RolloutRequestError
 from sif_ray.rollout.weights import Receipt
@@ -214,6 +214,22 @@ def test_group_whose_judge_failed_is_generated_again():
     rig.run()
     assert len(rig.learner.trained) == 14
     assert rig.ledger.counts()["reissued/judge failed: rate limit"] == 14
+
+
+def test_judge_that_is_gone_ends_the_run_after_its_step_and_costs_no_prompt():
+    class Gone(FakeScorer):
+        async def score(self, texts_G, sample, previous):
+            if rig.learner.version >= 2:
+                raise JudgeUnavailable("judge: 'j' at http://j answered nothing")
+            return await super().score(texts_G, sample, previous)
+
+    rig = Rig()
+    rig.scorers = [Gone(rig.scorers[0].rng)]
+    with pytest.raises(JudgeUnavailable, match="http://j answered nothing"):
+        rig.run()
+    state = rig.recorder.saved[-1]
+    assert state.version == rig.learner.version >= 2
+    assert not state.ledger["dropped"] and not state.ledger["failures"]
 
 
 def test_prompt_that_an_engine_refuses_is_dropped_and_the_run_goes_on():

@@ -106,7 +106,7 @@ def test_expired_lease_returns_to_pending_and_its_late_result_does_not_count():
     clock.now_s = 10.0
     assert ledger.expire() == [slow]
     again = ledger.lease(0)
-    assert again.ticket_id == slow.ticket_id and again.attempt == 1
+    assert again.ticket_id == slow.ticket_id and (again.attempt, again.failures) == (1, 1)
     assert not ledger.generated(slow, 0)
     assert not ledger.failed(slow, "engine died")
     finish(ledger, again)
@@ -199,7 +199,7 @@ def test_scored_groups_outlive_the_process_and_what_was_in_flight_is_issued_agai
     assert again.waiting_tickets() == [scored.ticket_id]
     leases = [again.lease(0) for _ in range(3)]
     assert [lease.ticket_id for lease in leases[:2]] == [generated.ticket_id, leased.ticket_id]
-    assert [lease.attempt for lease in leases] == [1, 1, 0], "a group that was thrown away is not sampled again"
+    assert [lease.failures for lease in leases] == [0, 0, 0], "what was thrown away with the process is sampled again"
     finish(again, leases[0])
     assert set(again.take_batch().ticket_ids) == {scored.ticket_id, generated.ticket_id}
 

@@ -12,9 +12,9 @@ from PIL import Image
 from sif_ray.config import RewardConfig
 from sif_ray.depth.encoding import depth_png, gray_png
 from sif_ray.judge.exact import ExactMatchJudge
-from sif_ray.judge.outcome import Failed
+from sif_ray.judge.outcome import Failed, Unavailable
 from sif_ray.judge.scoring import read_depth, read_depth_image
-from sif_ray.loop.rewarder import GroupScores, Rewarder, ScoringFailed
+from sif_ray.loop.rewarder import GroupScores, JudgeUnavailable, Rewarder, ScoringFailed
 from sif_ray.method import depth_code, rewards
 from sif_ray.records import Sample
 
@@ -115,13 +115,23 @@ def test_depth_gate_follows_the_last_boxes():
 
 
 class BrokenJudge:
+    def __init__(self, outcome):
+        self.outcome = outcome
+
     async def judge(self, question, answer, prediction, image):
-        return Failed("rate limit")
+        return self.outcome
 
 
 def test_failed_judge_gives_no_reward_at_all():
-    outcome = asyncio.run(Rewarder(RewardConfig(), "corrected", BrokenJudge()).score(TEXTS, sample(), None))
-    assert outcome == ScoringFailed("judge failed: rate limit", retry=True)
+    judge = BrokenJudge(Failed("unreadable reply"))
+    outcome = asyncio.run(Rewarder(RewardConfig(), "corrected", judge).score(TEXTS, sample(), None))
+    assert outcome == ScoringFailed("judge failed: unreadable reply", retry=True)
+
+
+def test_judge_that_answers_nobody_is_an_error():
+    judge = BrokenJudge(Unavailable("HTTP 401", "judge: 'x' at y answers no call"))
+    with pytest.raises(JudgeUnavailable, match="judge: 'x' at y answers no call"):
+        asyncio.run(Rewarder(RewardConfig(), "corrected", judge).score(TEXTS, sample(), None))
 
 
 def test_sample_without_reference_is_not_tried_again():
