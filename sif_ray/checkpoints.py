@@ -144,9 +144,15 @@ def finished_before(output: Path, settings: Mapping[str, Any]) -> bool:
     path = output / FINISHED
     if not path.is_file() or not (output / "checkpoint").is_dir():
         return False
-    finished = json.loads(path.read_text(encoding="utf-8"))
-    refuse_other_settings(finished["settings"], settings, str(path))
-    log.info("%s: finished before, after %d steps; resume=false runs it again", output, finished["version"])
+    try:
+        finished = json.loads(path.read_text(encoding="utf-8"))
+        steps, of_run = int(finished["version"]), dict(finished["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: damaged ({error!r}); remove it to go on from the newest checkpoint, which writes it again"
+        ) from error
+    refuse_other_settings(of_run, settings, str(path))
+    log.info("%s: finished before, after %d steps; resume=false runs it again", output, steps)
     return True
 
 

@@ -18,11 +18,13 @@ from sif_ray.chaos.faults import Faults
 from sif_ray.chaos.truth import FIRST_POLICY, History, Truth, read_history, score_of, token_of, write_history
 from sif_ray.config import JudgeConfig
 from sif_ray.judge.caller import Call, Caller
-from sif_ray.judge.client import CallError, CallRefused, Completion
+from sif_ray.judge.client import RATE_LIMIT, CallError, CallRefused, Completion
+from sif_ray.judge.llm import outcome_of
+from sif_ray.judge.outcome import Failed, Unavailable
 from sif_ray.judge.scoring import ABLATION_TERMS, TERMS
 from sif_ray.learner.actor import LearnerDied
 from sif_ray.loop.pool import WorkerDiedError
-from sif_ray.loop.rewarder import GroupScores, ScoringFailed
+from sif_ray.loop.rewarder import GroupScores, JudgeUnavailable, ScoringFailed
 from sif_ray.records import FloatArray, Rollout, RolloutGroup, Sample, ScoredGroup
 from sif_ray.rollout.errors import EngineDiedError, RolloutRequestError
 from sif_ray.rollout.request import RolloutRequest
@@ -34,6 +36,7 @@ MESSAGE_S = 0.05  # mean of one way
 LATE = 100.0
 PIECES = 3  # of a completion, between which an update may come
 LOGPROB = -1.0
+PING = "ping"
 
 
 class Process:
@@ -127,7 +130,7 @@ class SimulatedEngine(Process):
             try:
                 group = await self.call(lambda: self._generate(request), leased=leased)
                 if leased:
-                    self.truth.holds("groups", group)
+                    self.truth.holds_group(group)
                 return group
             finally:
                 self._owed.discard(name)
@@ -136,8 +139,10 @@ class SimulatedEngine(Process):
 
     async def update_weights(self, update: WeightUpdate) -> Receipt:
         self._acknowledged = None
+        self.truth.updating.add(self)
         receipt = await self.call(lambda: self._update(update))
         self._acknowledged = receipt.version
+        self.truth.updating.discard(self)
         return receipt
 
     async def _generate(self, request: RolloutRequest) -> RolloutGroup:
@@ -191,9 +196,12 @@ class SimulatedScorer(Process):
         self, texts_G: Sequence[str], sample: Sample, previous: float | None
     ) -> GroupScores | ScoringFailed:
         leased = not texts_G[0].startswith("eval/")
+        ticket_id = texts_G[0].split(" ", 1)[0]
+        if leased:
+            self.truth.may_score(ticket_id, previous)
         answer = await self.call(lambda: self._score(texts_G), leased=leased)
         if isinstance(answer, GroupScores) and leased:
-            self.truth.was_scored(texts_G[0].split(" ", 1)[0], answer.terms_G["answer_score"].tolist())
+            self.truth.was_scored(ticket_id, answer.terms_G["answer_score"].tolist())
         return answer
 
     async def metrics(self) -> dict[str, float]:
@@ -205,61 +213,65 @@ class SimulatedScorer(Process):
     async def _score(self, texts_G: Sequence[str]) -> GroupScores | ScoringFailed:
         await self.pause(0.1)
         try:
-            scores = await asyncio.gather(*(self._caller.call(_question(text)) for text in texts_G))
-        except CallRefused as error:
-            return ScoringFailed(error.reason, retry=False)
+            scores = await asyncio.gather(*(self._caller.call(question(text)) for text in texts_G))
         except CallError as error:
-            return ScoringFailed(error.reason, retry=True)
+            outcome = outcome_of(error, self.truth.config.judge)
+            if isinstance(outcome, Unavailable):
+                raise JudgeUnavailable(outcome.advice) from error
+            return ScoringFailed(outcome.reason, retry=isinstance(outcome, Failed))
         scores_G = np.array(scores, np.float32)
         return GroupScores(scores_G, dict.fromkeys((*TERMS, *ABLATION_TERMS, "iou_last", "answer_score"), scores_G))
 
 
-def _question(text: str) -> Call[float]:
+def question(text: str) -> Call[float]:
+    """What the simulated judge is asked of a text."""
     return Call(lambda: {"text": text}, lambda completion: float(completion.text), {}, result="score")
 
 
 class SimulatedModel:
-    """The judge of one worker behind the wire: it is down for stretches of time, refuses, asks for patience, or
-    answers. It holds its caller to the limits of the configuration."""
+    """The judge as one worker sees it: it is down for stretches of time, refuses, asks for patience, or answers. It
+    holds its callers to the limits of the configuration."""
 
     def __init__(self, faults: Faults, truth: Truth, config: JudgeConfig, num_workers: int) -> None:
         self._faults, self._truth = faults, truth
-        self._max_concurrency = max(1, config.max_concurrency // num_workers)
+        self._config = config
         self._spacing_s = 60 * num_workers / config.requests_per_minute if config.requests_per_minute else 0.0
-        self._most_failures, self._cooldown_s = config.breaker_failures, config.breaker_cooldown_s
-        self._under_way = 0
+        self._most_failures = min(config.breaker_failures, max(1, config.max_retries) + 1)
+        self._patience_s = -1e9  # until when it wants to be left alone
         self._started_s = self._failed_s = -1e9
         self._failures = 0  # in a row, that speak against the server
         self._probing = False  # somebody asks a judge that is taken for down
-        self._timeout_s = config.timeout_s
         self._down_until_s = self._up_until_s = 0.0
         self._hangs = False  # while it is down, instead of answering so
 
     async def complete(self, request: Any) -> Completion:
         now_s = asyncio.get_running_loop().time()
         self._truth.promise(now_s - self._started_s >= self._spacing_s - 1e-6, "calls of the judge follow too closely")
-        self._truth.promise(
-            self._under_way < self._max_concurrency, f"more than {self._max_concurrency} calls of the judge at once"
-        )
+        self._truth.promise(now_s >= self._patience_s - 1e-6, "a judge that asked for patience is called")
+        most, truth = self._config.max_concurrency, self._truth
+        truth.promise(truth.judge_calls < most, f"more than {most} calls of the judge at once")
         probes = self._failures >= self._most_failures
         if probes:
-            self._truth.promise(not self._probing, "two probes of a judge that is down")
-            self._truth.promise(
-                now_s - self._failed_s >= self._cooldown_s - 1e-6, "a judge that is down gets no time to cool down"
-            )
+            truth.promise(request["text"] == PING, f"a judge that is down is asked {request}")
+            truth.promise(not self._probing, "two probes of a judge that is down")
+            rest_s = self._config.breaker_cooldown_s
+            truth.promise(now_s - self._failed_s >= rest_s - 1e-6, "a judge that is down gets no time to cool down")
         self._started_s = now_s
-        self._under_way += 1
+        truth.judge_calls += 1
         self._probing |= probes
         try:
             completion = await self._complete(request)
             self._failures = 0
             return completion
         except CallError as error:
-            self._failures = self._failures + 1 if error.down else 0
-            self._failed_s = asyncio.get_running_loop().time()
+            now_s = asyncio.get_running_loop().time()
+            if error.reason == RATE_LIMIT:
+                self._patience_s = now_s + (error.retry_after_s or self._config.breaker_cooldown_s)
+            else:
+                self._failures, self._failed_s = self._failures + 1 if error.down else 0, now_s
             raise
         finally:
-            self._under_way -= 1
+            truth.judge_calls -= 1
             self._probing &= not probes
 
     async def _complete(self, request: Any) -> Completion:
@@ -267,8 +279,8 @@ class SimulatedModel:
         seconds = rng.expovariate(1 / 0.3) * (LATE if faults.happens("late") else 1.0)
         if self._is_down() and self._hangs:
             seconds = math.inf
-        await asyncio.sleep(min(seconds, self._timeout_s))
-        if seconds > self._timeout_s:
+        await asyncio.sleep(min(seconds, self._config.timeout_s))
+        if seconds > self._config.timeout_s:
             raise CallError("timeout", retry=True, down=True)
         if self._is_down():
             raise CallError("HTTP 503", retry=True, down=True)
@@ -287,7 +299,7 @@ class SimulatedModel:
         share, now_s = self._faults.rates.judge_down, asyncio.get_running_loop().time()
         if share and now_s >= max(self._down_until_s, self._up_until_s):
             self._faults.happened["judge_down"] += 1
-            down_s = self._faults.rng.expovariate(1 / 40.0)
+            down_s = self._faults.rng.expovariate(1 / 15.0)
             self._down_until_s = now_s + down_s
             self._up_until_s = self._down_until_s + down_s * (1 - share) / share
             self._hangs = self._faults.rng.random() < 0.5
@@ -303,6 +315,7 @@ class SimulatedLearner(Process):
     def __init__(self, faults: Faults, truth: Truth) -> None:
         super().__init__("the learner", faults, truth, "learner_dies", LearnerDied)
         self._history = History()
+        truth.begin_learner()
 
     async def start(self, total_steps: int) -> None:
         await self.call(lambda: self.pause(2.0))
@@ -334,7 +347,7 @@ class SimulatedLearner(Process):
             return WeightUpdate(version, (spec,), (policy,))
 
         update = await self.call(publish)
-        self.truth.holds("updates", update)
+        self.truth.holds_update(update)
         return update
 
     async def log_probs(self, groups: Sequence[RolloutGroup]) -> list[list[FloatArray]]:
@@ -408,6 +421,7 @@ class SimulatedFactory:
             await asyncio.sleep(self._faults.rng.random())
         finally:
             worker.die()
+            self._truth.updating.discard(worker)
             self.running.discard(worker.name)
 
     async def stacks(self, worker: Process) -> str:

@@ -46,10 +46,10 @@ _HIGHEST = Rates(
     scorer_dies=0.02,
     learner_dies=0.02,
     start_fails=0.2,
-    wrong_bytes=0.05,
+    wrong_bytes=0.1,
     refused=0.02,
     judge_fails=0.2,
-    judge_down=0.5,
+    judge_down=0.3,
     disk_fails=0.02,
     driver_dies=0.003,
     driver_dies_in_io=0.02,
@@ -119,11 +119,13 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if _watched is None or event not in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"):
         return
     folder, faults = _watched
-    path = arguments[0]
-    if not str(path).startswith(folder) or (event == "open" and not arguments[2] & _WRITES):
+    path = str(arguments[0])
+    if event in ("os.remove", "os.rmdir") and arguments[1] >= 0:  # in a folder given by its handle
+        path = os.path.join(os.readlink(f"/proc/self/fd/{arguments[1]}"), path)
+    if not path.startswith(folder) or (event == "open" and not arguments[2] & _WRITES):
         return
     if faults.happens("driver_dies_in_io"):
         _watched = None  # what is unwound now did not happen
         raise Crash
     if event in ("open", "os.mkdir") and faults.happens("disk_fails"):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)

@@ -125,7 +125,6 @@ def _train_on_policy(victim: Victim) -> None:
     victim.config = replace(
         victim.config,
         max_staleness=0,
-        sampling=replace(victim.config.sampling, max_tokens=200),  # most completions come to their end
         learner=LearnerConfig(),
     )
     undisturbed = _undisturbed(victim)
@@ -225,16 +224,25 @@ def _driver_killed(victim: Victim) -> None:
     _starts_again(victim)
 
 
-def _driver_killed_on_policy(victim: Victim) -> None:
+def _ended_on_policy(victim: Victim) -> None:
+    """Told to stop, started again, and killed."""
+    steps = victim.steps()
+    victim.stop()
+    victim.start()
+    victim.wait_for_steps(steps + 3)
     _driver_killed(victim)
     promise(victim.policy.read_bytes() == _undisturbed(victim).policy.read_bytes(), "the weights are others")
 
 
 def _told_to_stop(victim: Victim) -> None:
     victim.stop()
+    _has_saved_its_last_step(victim)
+    _starts_again(victim)
+
+
+def _has_saved_its_last_step(victim: Victim) -> None:
     trained, newest = list(victim.check_trail())[-1], victim.newest_checkpoint().name
     promise(f"step-{trained:06d}" == newest, f"it has trained version {trained} and saved {newest}")
-    _starts_again(victim)
 
 
 def _learner_killed(victim: Victim) -> None:
@@ -259,6 +267,17 @@ def _judge_paused(victim: Victim) -> None:
     with stopped(victim.judge.process):
         victim.watch_for(OUTAGE_S)
     _goes_on(victim)
+
+
+def _judge_gone(victim: Victim) -> None:
+    """Longer than anybody waits: the step ends and is saved, and no prompt pays for it."""
+    assert victim.judge is not None
+    told_before = victim.log.stat().st_size
+    victim.judge.kill()
+    _ends_with_an_error(victim, "answered nothing for judge.max_wait_s", told_before)
+    _has_saved_its_last_step(victim)
+    victim.judge.start()
+    _starts_again(victim)
 
 
 def _no_memory(title: str) -> Callable[[Victim], None]:
@@ -390,9 +409,9 @@ DIED, SILENT = "died", "answered no"  # none of its requests, or nothing
 SCENARIOS = [
     Scenario("driver-killed", "the next run goes on from the newest checkpoint", _driver_killed),
     Scenario(
-        "driver-killed-on-policy",
-        "with max_staleness 0 the next run ends with the weights of one left alone",
-        _driver_killed_on_policy,
+        "driver-ended-on-policy",
+        "stopped, then killed: with max_staleness 0 the last run ends with the weights of one left alone",
+        _ended_on_policy,
         prepare=_train_on_policy,
     ),
     Scenario("driver-told-to-stop", "the step ends and is saved; the next run goes on", _told_to_stop),
@@ -424,6 +443,12 @@ SCENARIOS = [
     Scenario("gcs-paused", "waited for", _paused(GCS)),
     Scenario("judge-killed", "waited for; no prompt is dropped", _judge_killed, prepare=_give_judge),
     Scenario("judge-paused", "waited for; no prompt is dropped", _judge_paused, prepare=_give_judge),
+    Scenario(
+        "judge-gone",
+        "the step ends and is saved, then an error that says so; the next run goes on, no prompt is dropped",
+        _judge_gone,
+        prepare=_give_judge,
+    ),
     Scenario("object-store-full", "Ray spills to disk, and the run goes on", _full_store),
     Scenario("checkpoint-damaged", "refused by name, in any way; the one before goes on", _checkpoint_damaged),
     Scenario("checkpoint-half-written", "ignored; the one before goes on", _half_written),

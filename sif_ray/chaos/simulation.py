@@ -26,7 +26,15 @@ from pathlib import Path
 
 import numpy as np
 
-from sif_ray.chaos.actors import SimulatedEngine, SimulatedFactory, SimulatedLearner, SimulatedModel, SimulatedScorer
+from sif_ray.chaos.actors import (
+    PING,
+    SimulatedEngine,
+    SimulatedFactory,
+    SimulatedLearner,
+    SimulatedModel,
+    SimulatedScorer,
+    question,
+)
 from sif_ray.chaos.causes import explains_failure
 from sif_ray.chaos.faults import Faults, draw_rates, unsafe_files
 from sif_ray.chaos.promise import Violation, promise
@@ -41,8 +49,10 @@ from sif_ray.loop.checkpoint import Checkpoints
 from sif_ray.loop.grpo import LoopError
 from sif_ray.loop.pool import PoolError
 from sif_ray.loop.requests import groups_per_engine
+from sif_ray.loop.rewarder import JudgeUnavailable
 from sif_ray.observe.run_folder import RunFolder
 from sif_ray.observe.timeline import Timeline
+from sif_ray.observe.trail import read_trail
 from sif_ray.records import Sample
 from sif_ray.toyworld.render import png
 
@@ -53,7 +63,7 @@ MAX_LIVES = FAULTY_LIVES + 3  # the calm ones: at most two damaged checkpoints a
 MAX_EVENTS = 300_000  # of one life
 FINISHED, NOTHING = "finished", "nothing to train"
 SHM = Path("/dev/shm")  # checkpoints are flushed to it at no cost
-CLEAN_FAILURES = (LoopError, PoolError, LearnerDied, OSError, CheckpointError)
+CLEAN_FAILURES = (LoopError, PoolError, LearnerDied, JudgeUnavailable, OSError, CheckpointError)
 
 
 @dataclass
@@ -136,6 +146,9 @@ class Simulation:
             elif not no_spread:
                 happened = self._faults.of_life()
                 promise(explains_failure(happened, error), f"with {dict(happened)} it ended by {error!r}")
+            if isinstance(error, JudgeUnavailable):
+                trained, saved = len(read_trail(self._folder / stage.TRAIL)), self._checkpoints().newest_version() or 0
+                promise(saved == trained, f"without a judge it ended at version {trained}, and saved {saved}")
         except BaseException as error:
             log.exception("an error that nobody expects")
             raise Violation(f"the run ended by {error!r}") from error
@@ -169,7 +182,8 @@ class Simulation:
     def _scorer(self, name: str) -> SimulatedScorer:
         judge, workers = self._config.judge, self._config.num_reward_workers
         model = SimulatedModel(self._faults, self._truth, judge, workers)
-        caller = Caller("judge", judge, "", self._folder / f"audit-{name}.jsonl", workers, client=model)
+        audit = self._folder / f"audit-{name}.jsonl"
+        caller = Caller("judge", judge, "", audit, workers, question(PING), model)
         return SimulatedScorer(name, self._faults, self._truth, caller)
 
     def _checkpoints(self) -> Checkpoints:
@@ -251,12 +265,12 @@ def simulate(seed: int) -> Outcome:
 
 def draw_config(rng: random.Random) -> GrpoConfig:
     """Settings of a small run, in which everything can happen."""
-    group_size, lease_timeout_s = 2, rng.choice([25.0, 70.0])
+    group_size, lease_timeout_s, num_reward_workers = 2, rng.choice([25.0, 70.0]), rng.randint(1, 2)
     judge = JudgeConfig(
         kind="llm",
         model="simulated",
         base_url="http://simulated",
-        max_concurrency=rng.choice([1, 2, 8]),
+        max_concurrency=num_reward_workers * rng.choice([1, 2, 4]),
         requests_per_minute=rng.choice([0, 0, 120]),
         timeout_s=20.0,
         max_retries=rng.choice([0, 2]),
@@ -273,7 +287,7 @@ def draw_config(rng: random.Random) -> GrpoConfig:
         lease_timeout_s=lease_timeout_s,
         stuck_after_s=rng.choice([0.0, 2 * lease_timeout_s, 2 * lease_timeout_s]),
         num_engines=rng.randint(1, 3),
-        num_reward_workers=rng.randint(1, 2),
+        num_reward_workers=num_reward_workers,
         eval_every=rng.choice([0, 0, 2]),
         eval_samples=2,
         checkpoint_every=rng.choice([0, 1, 2]),
@@ -295,7 +309,7 @@ def most_at_once(config: GrpoConfig) -> dict[str, int]:
     groups = config.num_engines * (most + 1) + config.groups_per_step * (config.max_staleness + 2)
     workers = config.num_engines + config.num_reward_workers
     tasks = 2 * (20 + 6 * workers + (6 + 2 * config.group_size) * (groups + config.eval_samples))
-    return {"tasks": tasks, "groups": groups, "updates": config.num_engines + 2}
+    return {"tasks": tasks, "groups": groups}
 
 
 _DOUBLE = struct.Struct("d")
@@ -308,7 +322,9 @@ def _sample(number: int) -> Sample:
 
 
 def quiet() -> None:
-    """No log lines, and no walks of the collector over what was there before: for many seeds in one process."""
+    """No log lines, no warnings of what killed drivers did not await, and no walks of the collector over what was there
+    before: for many seeds in one process."""
     logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore", RuntimeWarning)
     gc.collect()
     gc.freeze()

@@ -163,6 +163,7 @@ class Soak:
                     tree.stop()
                     tree.check_gone()
                 self._victim.check_trail()
+                self._victim.check_metrics()
             except Exception as error:  # an hour's figures are told all the same
                 self.broken = f"{type(error).__name__}: {error}"
                 log.exception("it cannot go on")

@@ -9,7 +9,8 @@ import gc
 import hashlib
 import json
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from sif_ray.loop.grpo import NO_SPREAD
 from sif_ray.loop.requests import groups_per_engine
 from sif_ray.method.progress import ProgressRecord
 from sif_ray.observe.trail import read_trail
-from sif_ray.records import ScoredGroup
+from sif_ray.records import RolloutGroup, ScoredGroup
+from sif_ray.rollout.weights import WeightUpdate
 
 FIRST_POLICY = hashlib.sha256(b"policy").hexdigest()
 
@@ -66,13 +68,17 @@ class Truth:
     """The promises of one simulated run, across the lives of its driver."""
 
     def __init__(self, config: GrpoConfig, num_prompts: int, most_at_once: Mapping[str, int]) -> None:
-        """`most_at_once` is {what: how many a life may hold}: "tasks", "groups" that were generated, "updates"."""
+        """`most_at_once` is {what: how many a life may hold}: "tasks", "groups" that were generated."""
         self.config = config
         self.num_tickets = round(config.epochs * num_prompts)
         self._most_at_once = most_at_once
         self._held: dict[str, weakref.WeakValueDictionary[int, Any]] = {}
         self._scores: dict[str, list[float]] = {}  # by ticket: of the group that was trained
         self._equal: dict[str, set[float]] = {}  # by ticket: of groups without spread
+        self._means: dict[str, dict[int, set[float]]] = {}  # by sample and epoch: of groups that were scored
+        self._trained_now: dict[str, set[int]] = {}  # by sample: epochs that the learner was trained on since its start
+        self.judge_calls = 0  # under way
+        self.updating: set[Any] = set()  # engines that were sent an update and have neither acknowledged it nor gone
         self.most_tasks = 0
         self._broken: Violation | None = None
 
@@ -87,6 +93,12 @@ class Truth:
     def begin_life(self) -> None:
         """A driver starts, and what the one before held is gone."""
         self._held = {}
+        self.judge_calls = 0
+        self.updating = set()
+
+    def begin_learner(self) -> None:
+        """A learner starts, and the loop around it, from a checkpoint or the beginning."""
+        self._trained_now = {}
 
     # --- while it runs -----------------------------------------------------------------------------------------------
 
@@ -110,6 +122,7 @@ class Truth:
                     rollout.token_ids_T.tolist() == written, f"{group.ticket_id}: tokens of weights never published"
                 )
             self._scores[group.ticket_id] = self._scores_of(scored)
+            self._trained_now.setdefault(group.sample_id, set()).add(_epoch_of(group.ticket_id))
 
     def may_update(self, name: str, held: int, wanted: int) -> None:
         """An update arrives at an engine."""
@@ -125,18 +138,37 @@ class Truth:
         most = groups_per_engine(self.config.engine.max_num_seqs, self.config.group_size)
         self.promise(tickets <= most, f"{name} was given {tickets} tickets at once, at most {most} fit")
 
+    def may_score(self, ticket_id: str, previous: float | None) -> None:
+        """The loop asks for rewards that are compared with `previous`: the mean of a group of an earlier epoch."""
+        epoch, sample_id = _epoch_of(ticket_id), ticket_id.split("/", 1)[1]
+        if previous is None:
+            earlier = {trained for trained in self._trained_now.get(sample_id, ()) if trained < epoch}
+            self.promise(not earlier, f"{ticket_id} is scored as if epochs {earlier} had not been")
+        else:
+            means = [means for scored, means in self._means.get(sample_id, {}).items() if scored < epoch]
+            self.promise(previous in set().union(*means), f"{ticket_id} is compared with {previous}, scored: {means}")
+
     def was_scored(self, ticket_id: str, scores_G: Sequence[float]) -> None:
         """The loop gets the rewards of a ticket's group, which it may drop if they are all equal."""
+        epoch, sample_id = _epoch_of(ticket_id), ticket_id.split("/", 1)[1]
+        self._means.setdefault(sample_id, {}).setdefault(epoch, set()).add(sum(scores_G) / len(scores_G))
         if len(set(scores_G)) == 1:
             self._equal.setdefault(ticket_id, set()).add(scores_G[0])
 
-    def holds(self, kind: str, thing: Any) -> None:
-        """The loop gets another one of a kind, and has let go of what it needs no more."""
+    def holds_group(self, group: RolloutGroup) -> None:
+        """The loop gets another group, and has let go of those that it needs no more."""
+        self._holds("groups", group, self._most_at_once["groups"])
+
+    def holds_update(self, update: WeightUpdate) -> None:
+        """The loop gets new weights. Older ones are only those that engines are being sent, or died of."""
+        self._holds("updates", update, 1 + len(self.updating))
+
+    def _holds(self, kind: str, thing: Any, most: int) -> None:
         held = self._held.setdefault(kind, weakref.WeakValueDictionary())
         held[max(held, default=0) + 1] = thing
-        if len(held) > self._most_at_once[kind]:
+        if len(held) > most:
             gc.collect()  # of errors, which refer to who raised them
-            self._promise_few(kind, len(held))
+            self._promise_few(kind, len(held), most)
 
     def after_event(self, num_tasks: int) -> None:
         """End the run if a promise was broken, or there are more tasks than it can need."""
@@ -144,10 +176,9 @@ class Truth:
             raise self._broken
         if num_tasks > self.most_tasks:
             self.most_tasks = num_tasks
-            self._promise_few("tasks", num_tasks)
+            self._promise_few("tasks", num_tasks, self._most_at_once["tasks"])
 
-    def _promise_few(self, kind: str, count: int) -> None:
-        most = self._most_at_once[kind]
+    def _promise_few(self, kind: str, count: int, most: int) -> None:
         self.promise(count <= most, f"{count} {kind}, at most {most} were expected")
 
     # --- what is left of it ------------------------------------------------------------------------------------------
@@ -158,6 +189,7 @@ class Truth:
         ledger = state.ledger
         history = read_history(Path(checkpoints.learner_folder(version)))
         self.promise(history.version == version == ledger["version"], f"checkpoint {version} is of {history.version}")
+        self.promise("judge unavailable" not in ledger["reissued"], "an outage of the judge is laid at tickets")
         trained = sum(last - first + 1 for first, last in ledger["trained"])
         self.promise(trained == len(history.tickets()), f"{trained} tickets closed, {len(history.tickets())} trained")
         known = history.tickets() | ledger["scored"].keys()
@@ -177,8 +209,8 @@ class Truth:
         computed = record.state_dict()["means"]
         self.promise(means == computed, f"progress record of version {version}: {means}, by the groups {computed}")
 
-    def check_end(self, folder: Path, checkpoints: Checkpoints, happened: Collection[str]) -> None:
-        """A run that says it has finished, after these kinds of faults."""
+    def check_end(self, folder: Path, checkpoints: Checkpoints, happened: Counter[str]) -> None:
+        """A run that says it has finished, after these faults."""
         finished = json.loads((folder / "finished.json").read_text())
         history = read_history(folder / "checkpoint")
         trained, dropped = history.tickets(), set(finished["dropped"])

@@ -17,10 +17,13 @@ from sif_ray.chaos.process_tree import LOG, ProcessTree
 from sif_ray.chaos.promise import Violation, promise
 from sif_ray.config import GrpoConfig
 from sif_ray.observe import jsonl
+from sif_ray.observe.metrics import read_metrics
 from sif_ray.observe.trail import read_trail
 
 DRIVER = "from sif_ray.cli import run_job; raise SystemExit(run_job('grpo'))"
 ROLLOUT_ACTOR, REWARD_WORKER, LEARNER = "ray::RolloutActor", "ray::RewardActor", "ray::LearnerActor"
+# Mean |delta log-prob|, engine against learner: 3e-7 in float32. Weights of one version before make 3e-5 of it.
+MAX_PARITY = 5e-6
 STEP_TIMEOUT_S = 300.0  # for the next step to be done, a start included
 
 
@@ -120,6 +123,15 @@ class Victim(ProcessTree):
         promise(ended == planned, f"{ended} tickets ended of {planned}")
         promise(not finished["dropped"], f"one fault cost prompts: {finished['dropped']}")
         promise(self.policy.is_file(), "there is no policy")
+        self.check_metrics()
+
+    def check_metrics(self) -> None:
+        """No prompt was dropped, and engines wrote with the weights that they said."""
+        metrics = read_metrics(self.output / "metrics.jsonl")
+        promise(metrics[-1]["tickets/dropped"] == 0, f"{metrics[-1]['tickets/dropped']:g} prompts were dropped")
+        parities = {step["step"]: step["parity_mean_abs"] for step in metrics if "parity_mean_abs" in step}
+        promise(bool(parities), "no parity was probed")
+        promise(max(parities.values()) < MAX_PARITY, f"engines have other weights than the learner: {parities}")
 
     def check_trail(self) -> dict[int, dict[str, int]]:
         """What was trained so far: every version once, every ticket at most once, no token older than the window."""

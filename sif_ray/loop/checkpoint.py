@@ -189,7 +189,8 @@ GROUP_SCHEMA = pa.schema(
 
 
 def _write_groups(path: Path, groups: Iterable[ScoredGroup]) -> None:
-    pq.write_table(pa.Table.from_pylist([_to_row(scored) for scored in groups], schema=GROUP_SCHEMA), path)
+    with path.open("wb") as file:
+        pq.write_table(pa.Table.from_pylist([_to_row(scored) for scored in groups], schema=GROUP_SCHEMA), file)
 
 
 def _to_row(scored: ScoredGroup) -> dict[str, Any]:

@@ -177,6 +177,7 @@ async def train(parts: Parts) -> None:
                     raise
                 again = f"(death {deaths[version]} of a learner there)"
                 log.warning("the run starts again from step %d %s: %s", version, again, death)
+                del death  # with the frames in it, which hold the loop that has ended and its weights
             finally:
                 learner.shutdown()
 

@@ -67,7 +67,10 @@ def kept_to_itself(folder: Path) -> Iterator[None]:
 def write_text(path: Path, text: str) -> Path:
     """Write the file whole or not at all: a reader sees the old text or the new one."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # or the name may outlive a power cut, and the text not
     os.replace(part, path)
     return path
 

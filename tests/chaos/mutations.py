@@ -60,6 +60,20 @@ MUTATIONS = [
         "self._give_back(ticket, reason, blamed=False)",
         "self._give_back(ticket, reason, retry=False)",
     ),
+    Mutation(
+        "the first failure of a ticket is its last",
+        "each ticket ends once",
+        "loop/ledger.py",
+        "max_failures: int = 3,",
+        "max_failures: int = 1,",
+    ),
+    Mutation(
+        "an outage of the judge is laid at the door of tickets",
+        "each ticket ends once",
+        "loop/grpo.py",
+        "if isinstance(scores, ScoringFailed) and self._outage is not None:",
+        "if False:",
+    ),
     # --- no token older than the window ---
     Mutation(
         "a group may wait one version too long",
@@ -141,6 +155,13 @@ MUTATIONS = [
         "        record.load_state_dict(state.record)\n",
         "",
     ),
+    Mutation(
+        "rewards are not compared with the last epoch",
+        "progress record",
+        "loop/grpo.py",
+        "previous = self._record.previous(lease.sample_id, lease.epoch)",
+        "previous = None",
+    ),
     # --- memory is bounded, nothing hangs ---
     Mutation(
         "an engine gets all there is",
@@ -205,6 +226,41 @@ MUTATIONS = [
         "        except WorkerDiedError as error:\n            return error\n",
         "        except ZeroDivisionError as error:\n            return error\n",
     ),
+    Mutation(
+        "who replaces a dead worker keeps the error that it died of",
+        "bounded memory",
+        "loop/pool.py",
+        "                del error  # with",
+        "                pass  # with",
+    ),
+    Mutation(
+        "the loop that a learner's death has ended is kept",
+        "bounded memory",
+        "loop/stage.py",
+        "                del death  # with",
+        "                pass  # with",
+    ),
+    Mutation(
+        "no worker is replaced",
+        "the run ends",
+        "loop/pool.py",
+        "MAX_RESTARTS = 3 ",
+        "MAX_RESTARTS = 0 ",
+    ),
+    Mutation(
+        "no learner is replaced",
+        "the run ends",
+        "loop/stage.py",
+        "MAX_LEARNER_DEATHS = 3 ",
+        "MAX_LEARNER_DEATHS = 0 ",
+    ),
+    Mutation(
+        "a run that stops for want of a judge says that it has finished",
+        "the run ends",
+        "loop/grpo.py",
+        "        if self._outage is not None:\n            raise",
+        "        if False:\n            raise",
+    ),
     # --- a checkpoint is there whole or not at all ---
     Mutation(
         "sizes of files are not compared",
@@ -234,6 +290,27 @@ MUTATIONS = [
         "judge/limits.py",
         "asyncio.Semaphore(max_concurrency)",
         "asyncio.Semaphore(max_concurrency + 1)",
+    ),
+    Mutation(
+        "every worker takes all of the calls for itself",
+        "limits of the judge",
+        "judge/caller.py",
+        "config.max_concurrency // num_workers",
+        "config.max_concurrency",
+    ),
+    Mutation(
+        "a judge that asks for patience gets none",
+        "limits of the judge",
+        "judge/caller.py",
+        "self._limits.pause(pause_s)",
+        "pass",
+    ),
+    Mutation(
+        "a judge that is down is asked the calls that wait",
+        "limits of the judge",
+        "judge/caller.py",
+        "                if self._breaker.is_open:\n",
+        "                if False:\n",
     ),
     Mutation(
         "calls are not spread over the minute",

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sif_ray.checkpoints import CheckpointError
+from sif_ray.checkpoints import CheckpointError, finished_before
 from sif_ray.config import ConfigError, EngineConfig, GrpoConfig, JudgeConfig, LearnerConfig
 from sif_ray.loop.checkpoint import MAY_CHANGE, Checkpoints, RunState, run_settings
 from sif_ray.loop.ledger import Ledger
@@ -193,6 +193,38 @@ def test_failure_while_writing_leaves_the_checkpoint_before_it(checkpoints, monk
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000004"]
     save(checkpoints, make_state(8))
     assert checkpoints.newest_version() == 8
+
+
+def test_everything_is_on_the_disk_before_it_counts(checkpoints, monkeypatch):
+    """A power cut may leave names without contents."""
+    flushed: set[Path] = set()
+    real_flush, real_rename = os.fsync, Path.rename
+
+    def flush(handle):
+        flushed.add(Path(os.readlink(f"/proc/self/fd/{handle}")))
+        real_flush(handle)
+
+    def rename(path, target):
+        missing = {path, *path.rglob("*")} - flushed
+        assert not missing, f"not on the disk: {missing}"
+        return real_rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", flush)
+        patch.setattr(Path, "rename", rename)
+        save(checkpoints, make_state(4))
+    folder = checkpoints.folder.path(4)
+    assert flushed >= {folder.parent, folder.with_name(".step-000004.part") / "learner" / "step" / "rank0.pt"}
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"version": 4}', '{"version": "x", "settings": {}}'])
+def test_damaged_news_of_the_end_is_an_error_that_names_it(tmp_path, content):
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "finished.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"finished\.json: damaged .* remove it to go on"):
+        finished_before(tmp_path, {})
+    (tmp_path / "finished.json").write_text('{"version": 4, "settings": {}}')
+    assert finished_before(tmp_path, {})
 
 
 def test_learner_on_a_disk_of_its_own_is_refused(checkpoints):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -71,6 +74,12 @@ def test_death_of_the_process_and_errors_of_the_object_are_told_apart(ray_local)
         await toys.end(worker)
 
     asyncio.run(main())
+
+
+def test_worker_that_ray_ends_for_want_of_memory_has_died():
+    program = Path(__file__).with_name("memory_eater.py")
+    told = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=120)
+    assert "killed due to the node running low on memory" in told.stdout, told.stderr[-2000:]
 
 
 def test_blocked_worker_shows_where_it_is_and_is_ended(ray_local):
