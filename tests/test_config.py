@@ -59,7 +59,11 @@ def test_a_file_and_overrides_are_merged_in_order(tmp_path):
         (["judge.usd_per_million_tokens=[1]"], ["judge.usd_per_million_tokens = [1.0]"]),
         (
             ["judge.kind=llm", "judge.model=m", "judge.base_url=http://x/v1", "judge.max_wait_s=300"],
-            ["judge.max_wait_s (300)", "lease_timeout_s (300)"],
+            ["judge.max_wait_s (60 + 300)", "lease_timeout_s (300)"],
+        ),
+        (
+            ["judge.kind=llm", "judge.model=m", "judge.base_url=http://x/v1", "num_reward_workers=33"],
+            ["num_reward_workers (33)", "judge.max_concurrency (32)"],
         ),
         (["sampling.temperature=2.5"], ["sampling.temperature = 2.5", "[0, 2]"]),
         (["sampling.max_tokens=4096"], ["sampling.max_tokens (4096)", "engine.max_model_len (4096)"]),

@@ -142,7 +142,8 @@ class SimulatedEngine(Process):
         self.truth.updating.add(self)
         receipt = await self.call(lambda: self._update(update))
         self._acknowledged = receipt.version
-        self.truth.updating.discard(self)
+        if receipt.checksum == update.checksum:
+            self.truth.updating.discard(self)
         return receipt
 
     async def _generate(self, request: RolloutRequest) -> RolloutGroup:
@@ -212,13 +213,16 @@ class SimulatedScorer(Process):
 
     async def _score(self, texts_G: Sequence[str]) -> GroupScores | ScoringFailed:
         await self.pause(0.1)
-        try:
-            scores = await asyncio.gather(*(self._caller.call(question(text)) for text in texts_G))
-        except CallError as error:
-            outcome = outcome_of(error, self.truth.config.judge)
-            if isinstance(outcome, Unavailable):
-                raise JudgeUnavailable(outcome.advice) from error
-            return ScoringFailed(outcome.reason, retry=isinstance(outcome, Failed))
+        calls = (self._caller.call(question(text)) for text in texts_G)
+        scores = await asyncio.gather(*calls, return_exceptions=True)
+        for error in scores:
+            if isinstance(error, CallError):
+                outcome = outcome_of(error, self.truth.config.judge)
+                if isinstance(outcome, Unavailable):
+                    raise JudgeUnavailable(outcome.advice)
+                return ScoringFailed(outcome.reason, retry=isinstance(outcome, Failed))
+            if isinstance(error, BaseException):
+                raise error
         scores_G = np.array(scores, np.float32)
         return GroupScores(scores_G, dict.fromkeys((*TERMS, *ABLATION_TERMS, "iou_last", "answer_score"), scores_G))
 

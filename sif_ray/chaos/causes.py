@@ -23,7 +23,7 @@ _OF_FAILURES: list[tuple[type[Exception], str, set[str], int]] = [
     (LoopError, "is stuck", _SILENCE, 1),
     (LoopError, "the receipt says", {"wrong_bytes"}, 1),
     (LoopError, "no group could be trained", {"refused"} | _NO_REWARDS | _SILENCE, 1),
-    (PoolError, "was lost", _DEATHS | _SILENCE, DEATHS + 1),
+    (PoolError, "was lost", _DEATHS | _SILENCE | {"disk_fails"}, DEATHS + 1),
     (JudgeUnavailable, "answered nothing", _NO_REWARDS | {"asleep"}, 1),
     (OSError, "No space left", {"disk_fails"}, 1),
 ]

@@ -88,7 +88,7 @@ def _give_judge(victim: Victim) -> None:
         kind="llm",
         model="bench",
         base_url=victim.judge.base_url,
-        timeout_s=10.0,
+        timeout_s=5.0,
         max_wait_s=30.0,
         breaker_cooldown_s=1.0,
     )

@@ -272,9 +272,9 @@ def draw_config(rng: random.Random) -> GrpoConfig:
         base_url="http://simulated",
         max_concurrency=num_reward_workers * rng.choice([1, 2, 4]),
         requests_per_minute=rng.choice([0, 0, 120]),
-        timeout_s=20.0,
+        timeout_s=lease_timeout_s / 5,
         max_retries=rng.choice([0, 2]),
-        max_wait_s=rng.choice([5.0, 20.0]),
+        max_wait_s=rng.choice([5.0, lease_timeout_s / 2]),
         breaker_failures=rng.choice([1, 3]),
         breaker_cooldown_s=rng.choice([1.0, 10.0]),
     )
@@ -303,13 +303,13 @@ def draw_config(rng: random.Random) -> GrpoConfig:
 
 
 def most_at_once(config: GrpoConfig) -> dict[str, int]:
-    """What one life may need at a time. Tasks are twice a few for each group under way or waiting, each worker, each
-    part of the loop: what leaks grows beyond any multiple."""
+    """What one life may need at a time: groups twice those under way or waiting, as leases may expire; tasks twice a few
+    for each of those, each worker, each part of the loop. What leaks grows beyond any multiple."""
     most = groups_per_engine(config.engine.max_num_seqs, config.group_size)
     groups = config.num_engines * (most + 1) + config.groups_per_step * (config.max_staleness + 2)
     workers = config.num_engines + config.num_reward_workers
     tasks = 2 * (20 + 6 * workers + (6 + 2 * config.group_size) * (groups + config.eval_samples))
-    return {"tasks": tasks, "groups": groups}
+    return {"tasks": tasks, "groups": 2 * groups}
 
 
 _DOUBLE = struct.Struct("d")

@@ -76,6 +76,7 @@ class Truth:
         self._scores: dict[str, list[float]] = {}  # by ticket: of the group that was trained
         self._equal: dict[str, set[float]] = {}  # by ticket: of groups without spread
         self._means: dict[str, dict[int, set[float]]] = {}  # by sample and epoch: of groups that were scored
+        self._baselines: dict[str, set[int]] = {}  # by ticket: earlier epochs of its sample, trained before
         self._trained_now: dict[str, set[int]] = {}  # by sample: epochs that the learner was trained on since its start
         self.judge_calls = 0  # under way
         self.updating: set[Any] = set()  # engines that were sent an update and have neither acknowledged it nor gone
@@ -142,7 +143,7 @@ class Truth:
         """The loop asks for rewards that are compared with `previous`: the mean of a group of an earlier epoch."""
         epoch, sample_id = _epoch_of(ticket_id), ticket_id.split("/", 1)[1]
         if previous is None:
-            earlier = {trained for trained in self._trained_now.get(sample_id, ()) if trained < epoch}
+            earlier = self._baselines[ticket_id]
             self.promise(not earlier, f"{ticket_id} is scored as if epochs {earlier} had not been")
         else:
             means = [means for scored, means in self._means.get(sample_id, {}).items() if scored < epoch]
@@ -157,6 +158,8 @@ class Truth:
 
     def holds_group(self, group: RolloutGroup) -> None:
         """The loop gets another group, and has let go of those that it needs no more."""
+        epoch, trained = _epoch_of(group.ticket_id), self._trained_now.get(group.sample_id, set())
+        self._baselines[group.ticket_id] = {one for one in trained if one < epoch}
         self._holds("groups", group, self._most_at_once["groups"])
 
     def holds_update(self, update: WeightUpdate) -> None:

@@ -242,12 +242,11 @@ class GrpoConfig:
                 f"stuck_after_s ({self.stuck_after_s:g}) is not above lease_timeout_s ({self.lease_timeout_s:g}): an "
                 "engine would be replaced before its requests are late; raise the first or lower the second"
             )
-        for name in ("timeout_s", "max_wait_s") if self.judge.is_called else ():
-            if getattr(self.judge, name) >= self.lease_timeout_s:
-                yield (
-                    f"judge.{name} ({getattr(self.judge, name):g}) must be below lease_timeout_s "
-                    f"({self.lease_timeout_s:g}): the lease runs while the judge is waited for"
-                )
+        if self.judge.is_called and self.judge.timeout_s + self.judge.max_wait_s >= self.lease_timeout_s:
+            yield (
+                f"judge.timeout_s + judge.max_wait_s ({self.judge.timeout_s:g} + {self.judge.max_wait_s:g}) must be "
+                f"below lease_timeout_s ({self.lease_timeout_s:g}): the lease runs while the judge is waited for"
+            )
         if self.judge.is_called:
             yield from self.judge.shared_by("num_reward_workers", self.num_reward_workers, "judge.")
         if self.sampling.max_tokens >= engine.max_model_len:

@@ -122,11 +122,12 @@ class Caller:
                 try:
                     return await self._ask(call, number, asked_s, attempt)
                 except CallError as error:
-                    # An attempt while the model is down says nothing about this call, so it is none of its retries.
-                    if not (error.retry and (self._breaker.is_open or error.reason == RATE_LIMIT)):
-                        raise
-                    if self._left_s(asked_s) <= 0:
+                    busy = error.reason == RATE_LIMIT
+                    if error.retry and (error.down or busy) and self._left_s(asked_s) <= 0:
                         raise EndpointDown(error.reason, error.detail) from error
+                    # An attempt while the model is down says nothing about this call, so it is none of its retries.
+                    if not (error.retry and (self._breaker.is_open or busy)):
+                        raise
 
     async def _probe(self, asked_s: float, attempt: Attempt) -> None:
         try:

@@ -96,9 +96,10 @@ def test_a_stopped_grpo_job_resumes_and_a_lost_node_costs_no_prompt(cluster, sub
     before = trained(output)
     assert len(before) < 25 * 4
 
-    node = cluster.add_node(2)
+    node = cluster.add_node(8)  # the biggest, which Ray gives actors to
     second = submit(*job)
     until(lambda: len(trained(output)) >= len(before) + 8, second)
+    assert state(cluster, "actors", class_name="RolloutActor", state="ALIVE", node_id=node)
     cluster.remove_node(node)
     finished(second)
     after = trained(output)

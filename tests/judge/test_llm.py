@@ -107,9 +107,18 @@ async def test_retries_used_up_are_a_failure_not_a_score(fault, judging, proxy, 
 async def test_nobody_at_the_address_is_no_fault_of_the_answer(judging, photo):
     with served(SmallJudge().app()) as gone:
         pass
-    async with judging(base_url=f"{gone}/v1", max_retries=2) as judge:
+    async with judging(base_url=f"{gone}/v1", max_retries=2, max_wait_s=0.3) as judge:
         assert await judge.judge("q", "red", "red", photo) == down("connection")
-        assert judge.metrics()["judge/calls"] == 3
+        assert judge.metrics()["judge/calls"] >= 3
+
+
+async def test_an_outage_is_told_before_retries_are_used_up(judging, proxy, photo):
+    """A judge that lets every attempt run into its time-out is not asked for longer than we wait."""
+    proxy.faults = iter(["hang"] * 9)
+    started_s = time.monotonic()
+    async with judging(max_retries=8, timeout_s=0.5, max_wait_s=0.7) as judge:
+        assert await judge.judge("q", "red", "red", photo) == down("timeout")
+    assert len(proxy.arrivals) == 2 and time.monotonic() - started_s < 5
 
 
 async def test_retry_after_holds_back_every_call(judging, proxy, photo):
@@ -179,8 +188,9 @@ async def test_a_cut_reply_is_no_score_even_if_it_looks_like_one(judging, server
 
 async def test_a_judge_that_is_down_is_left_alone_until_it_has_cooled_down(judging, proxy, photo):
     proxy.faults = iter(["500"] * 4)
-    async with judging(max_retries=2, breaker_cooldown_s=1.0) as judge:
-        assert await judge.judge("q", "red", "red", photo) == down("HTTP 500")
+    async with judging(breaker_failures=3, breaker_cooldown_s=1.0) as judge:
+        for i in range(3):
+            assert await judge.judge("q", "red", f"{i}", photo) == down("HTTP 500")
         started_s = time.monotonic()
         outcomes = await asyncio.gather(*(judge.judge("q", "red", f"fast {i}", photo) for i in range(20)))
         assert outcomes == [down("judge is down")] * 20
