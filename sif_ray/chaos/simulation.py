@@ -303,7 +303,7 @@ def draw_config(rng: random.Random) -> GrpoConfig:
 
 
 def most_at_once(config: GrpoConfig) -> dict[str, int]:
-    """What one life may need at a time: groups twice those under way or waiting, as leases may expire; tasks twice a few
+    """What one life may need at a time: twice the groups under way or waiting, as leases may expire; twice a few tasks
     for each of those, each worker, each part of the loop. What leaks grows beyond any multiple."""
     most = groups_per_engine(config.engine.max_num_seqs, config.group_size)
     groups = config.num_engines * (most + 1) + config.groups_per_step * (config.max_staleness + 2)
