@@ -21,8 +21,7 @@ from sif_ray.datagen.traces import areas_of, sample_rng, with_frames
 from sif_ray.datagen.vllm_server import VllmServer
 from sif_ray.depth.encoding import read_gray
 from sif_ray.judge.factory import make_judge
-from sif_ray.judge.outcome import Failed, Scored
-from sif_ray.judge.reply import CUT_REPLY, UNREADABLE_REPLY
+from sif_ray.judge.outcome import Scored, Unavailable
 from sif_ray.method.trace import TraceError, find_answer, parse
 from sif_ray.records import Sample
 
@@ -136,11 +135,8 @@ class ModelTraces:
         outcome = await self._judge.judge(sample.question, sample.answer, answer, sample.image)
         if isinstance(outcome, Scored):
             return [] if outcome.score >= SAME_ANSWER else ["answer_not_truth"]
-        if isinstance(outcome, Failed) and outcome.reason not in (CUT_REPLY, UNREADABLE_REPLY):
-            raise TeacherUnavailable(
-                f"judge: {self._config.judge.model!r} at {self._config.judge.base_url} judges no answer "
-                f"({outcome.reason}); start the run again once it does, nothing is lost"
-            )
+        if isinstance(outcome, Unavailable):
+            raise TeacherUnavailable(f"{outcome.advice}; start the run again once it answers, nothing is lost")
         raise RowRefused("answer_not_judged")
 
 

@@ -470,7 +470,7 @@ class GrpoLoop:
                 return ScoringFailed(f"scorer lost: {error}", retry=True)
             except JudgeUnavailable as error:
                 if self._outage is None:
-                    log.error("the run stops after this step and can go on from there: %s", error)
+                    log.error("the run stops after this step and can go on from it: %s", error)
                     self._outage = error
                     self.stop()
                 return ScoringFailed("judge unavailable", retry=True)

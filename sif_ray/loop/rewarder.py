@@ -56,7 +56,7 @@ class Rewarder:
         scores_G: list[float] = []
         for outcome in await asyncio.gather(*(self._judge_answer(text, sample) for text in texts_G)):
             if isinstance(outcome, Unavailable):
-                raise JudgeUnavailable(outcome.advice)
+                raise JudgeUnavailable(f"{outcome.advice}; start the run again once it answers, nothing is lost")
             if not isinstance(outcome, Scored):
                 return ScoringFailed(_reason(outcome), retry=isinstance(outcome, Failed))
             scores_G.append(outcome.score)
