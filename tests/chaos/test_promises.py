@@ -27,7 +27,7 @@ from sif_ray.loop.grpo import NO_SPREAD, LoopError
 from sif_ray.loop.pool import PoolError
 
 SEEDS = 160
-MUTANT_SEEDS = 400
+MUTANT_SEEDS = 1500
 PACKAGE = Path(sif_ray.__file__).parent
 
 
