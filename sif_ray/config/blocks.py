@@ -237,7 +237,7 @@ class EndpointConfig:
     requests_per_minute: int = 0  # over all workers; 0 = no limit
     timeout_s: float = 60.0  # of one attempt
     max_retries: int = 5  # attempts after the first, with growing pauses
-    breaker_failures: int = 16  # failed attempts in a row, at most max_retries + 1, after which a worker holds back
+    breaker_failures: int = 6  # failed attempts in a row, max_retries + 1 at most, after which a worker holds back
     breaker_cooldown_s: float = 20.0  # until it tries one call again
     max_wait_s: float = 120.0  # a model that answers nobody for longer is given up, and the run stops; 0 = at once
     usd_per_million_tokens: list[float] = field(default_factory=lambda: [0.0, 0.0])  # prompt, reply; for the metric usd

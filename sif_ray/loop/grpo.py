@@ -227,9 +227,9 @@ class GrpoLoop:
 
         `learner_ready` is awaited before the learner is asked for anything; engines start and generate meanwhile, or
         before, where they share GPUs with it.
-        Raises `JudgeUnavailable` when the step is saved in which the judge was given up; the first error of any task,
-        `PoolError` when an engine or a scorer cannot be replaced, and `LoopError`
-        when the learner is stuck or no batch could be trained.
+        Raises the first error of any task, `PoolError` when an engine or a scorer cannot be replaced, `LoopError` when
+        the learner is stuck or no batch could be trained, and `JudgeUnavailable` when the step is saved in which the
+        judge was given up.
         """
         try:
             async with asyncio.TaskGroup() as self._tasks:

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
-import signal
-import threading
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -122,64 +117,3 @@ def test_sharded_weights_reach_two_engines_over_process_groups(ray_local, datase
 def test_impossible_request_is_refused_before_anything_starts(ray_local, dataset, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         stage.run(config_of(dataset, tmp_path, **changes))
-
-
-# --- death -----------------------------------------------------------------------------------------------------------
-
-
-class Killer(threading.Thread):
-    """Sends a signal to one process after the other, each when the run has done so many steps."""
-
-    def __init__(self, output: Path, steps: dict[str, int], sent: signal.Signals = signal.SIGKILL) -> None:
-        super().__init__(daemon=True)
-        self.metrics, self.steps, self.sent = output / "metrics.jsonl", steps, sent
-        self.victims: dict[str, psutil.Process] = {}
-
-    def run(self) -> None:
-        for title, steps in self.steps.items():
-            while not self.metrics.exists() or len(self.metrics.read_text().splitlines()) < steps:
-                time.sleep(0.02)
-            (victim,) = (p for p in psutil.Process().children(recursive=True) if title in " ".join(p.cmdline()))
-            victim.send_signal(self.sent)
-            self.victims[title] = victim
-
-
-@pytest.mark.slow  # starts three vLLM engines one after the other: a minute and a half on two idle cores
-@pytest.mark.timeout(900)
-def test_killed_engine_rollout_actor_and_reward_actor_cost_no_ticket(ray_local, dataset, tmp_path, caplog):
-    killer = Killer(tmp_path, {"ray::RolloutActor": 2, "VLLM::EngineCore": 5, "ray::RewardActor": 8})
-    killer.start()
-    with caplog.at_level(logging.INFO, logger="sif_ray.loop"):
-        stage.run(config_of(dataset, tmp_path, epochs=6.0, max_steps=12))
-    killer.join(timeout=1)
-    assert list(killer.victims) == ["ray::RolloutActor", "VLLM::EngineCore", "ray::RewardActor"]
-
-    finished = json.loads((tmp_path / "finished.json").read_text())
-    assert finished["counts"]["trained"] == 24 and not finished["dropped"] and finished["version"] == 12
-    steps = read_metrics(tmp_path / "metrics.jsonl")
-    assert [step["step"] for step in steps] == list(range(1, 13))
-    assert max(step["staleness_max"] for step in steps) <= 1
-    parity = {step["step"]: step["parity_mean_abs"] for step in steps if "parity_mean_abs" in step}
-    assert max(parity.values()) < 1e-3, "an engine came back with other weights"
-    assert len(parity) >= 9 and 12 in parity, "probed at every step, except where the engine died under the probe"
-
-    lost = [message for message in caplog.messages if " is lost: " in message]
-    assert [message.split(" is lost")[0] for message in lost] == ["engine 0", "engine 0", "reward 0"]
-    assert all("leases returned to the ledger" in message for message in lost[:2])
-    ready = [message for message in caplog.messages if " is ready" in message]
-    assert sorted(message.split(" is ready")[0] for message in ready) == ["engine 0"] * 3 + ["reward 0"] * 2
-
-
-@pytest.mark.slow  # two vLLM engines one after the other, and the time until the first is given up
-@pytest.mark.timeout(900)
-def test_engine_that_hangs_is_replaced_and_its_processes_are_ended(ray_local, dataset, tmp_path, caplog):
-    killer = Killer(tmp_path, {"VLLM::EngineCore": 2}, signal.SIGSTOP)
-    killer.start()
-    with caplog.at_level(logging.INFO, logger="sif_ray.loop"):
-        stage.run(config_of(dataset, tmp_path, max_steps=4, lease_timeout_s=20.0, stuck_after_s=200.0))
-    killer.join(timeout=1)
-    assert not killer.victims["VLLM::EngineCore"].is_running()
-    finished = json.loads((tmp_path / "finished.json").read_text())
-    assert finished["counts"]["trained"] == 8 and not finished["dropped"]
-    (lost,) = [message for message in caplog.messages if " is lost: " in message]
-    assert lost.startswith("engine 0 is lost: it has answered none of its 3 requests within lease_timeout_s = 20")

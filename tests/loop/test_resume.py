@@ -388,19 +388,6 @@ def test_real_run_killed_again_and_again_trains_every_prompt_once(toy_data, tmp_
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_real_run_whose_learner_is_killed_starts_again_by_itself(toy_data, tmp_path):
-    job = start_job(toy_data, tmp_path)
-    wait_for_steps(tmp_path, "", 3, lambda: job.poll() is None)
-    (rank,) = (process for process in descendants(job) if "ray::LearnerActor" in " ".join(process.cmdline()))
-    rank.kill()
-    assert job.wait() == 0, (tmp_path / "log").read_text()
-    check_finished(tmp_path, REAL_PROMPTS * REAL_EPOCHS, REAL_STALENESS)
-    told = [line for line in (tmp_path / "log").read_text().splitlines() if "(death 1 of a learner there)" in line]
-    assert len(told) == 1 and "the run starts again from step" in told[0] and "rank 0 of 1 died" in told[0]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_real_run_that_gets_sigterm_saves_its_step_and_goes_on(toy_data, tmp_path):
     job = start_job(toy_data, tmp_path)
     wait_for_steps(tmp_path, "", 3, lambda: job.poll() is None)
