@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="mean hours between failures of one GPU; 0 = none. 50,000 is what arXiv 2407.21783 saw",
     )
     parser.add_argument("--judge-outage-every-h", type=float, default=0.0, metavar="H", help="0 = never")
-    parser.add_argument("--judge-outage-s", type=float, default=600.0, metavar="S", help="(default: 600)")
+    parser.add_argument("--judge-outage-s", type=float, default=60.0, metavar="S", help="(default: 60)")
     parser.add_argument("--usd-per-gpu-hour", type=float, default=None, metavar="USD", help="(default: an example)")
     parser.add_argument("--assume", action="append", default=[], metavar="name=value", help="change an assumption")
     parser.add_argument("--seed", type=int, default=0)
@@ -104,6 +104,15 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError(f"--figure {options.figure}: a sweep is drawn, as .svg; give --sweep and such a name")
 
 
+def _check_outages(options: argparse.Namespace, config: GrpoConfig) -> None:
+    longest_s = config.judge.max_wait_s
+    if options.judge_outage_every_h and options.judge_outage_s > longest_s:
+        raise ConfigError(
+            f"--judge-outage-s {options.judge_outage_s:g}: a run ends when its judge has answered nobody for "
+            f"judge.max_wait_s = {longest_s:g}; plan with shorter outages, or set judge.max_wait_s"
+        )
+
+
 # --- from data sheets ------------------------------------------------------------------------------------------------
 
 
@@ -114,6 +123,7 @@ def _request(options: argparse.Namespace) -> tuple[Request, str]:
             "placement.colocate = True: how much learner and engine slow each other on one GPU is not known; plan with "
             "placement.colocate=false"
         )
+    _check_outages(options, config)
     gpu = find_gpu(options.gpu)
     config = replace(config, placement=replace(config.placement, gpu_memory_gib=gpu.memory_gib))
     shape, source = find_shape(config.policy)
@@ -250,6 +260,7 @@ def _plan_from_run(options: argparse.Namespace, failures: Failures) -> tuple[lis
 
     measured = read_measurements(Path(options.from_run))
     config: GrpoConfig = configuration.load("grpo", str(Path(options.from_run) / "config.yaml"), options.overrides)
+    _check_outages(options, config)
     scenario = replace(scenario_of(config, measured, options.steps, options.seed), failures=failures)
     figures = figures_of(simulate(scenario), options.usd_per_gpu_hour or 0.0)
     lines = [

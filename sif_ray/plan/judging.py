@@ -20,7 +20,7 @@ class Scorers:
 
     def __init__(self, scenario: Scenario, rng: np.random.Generator, outages: Outages) -> None:
         self._rng, self._outages = rng, outages
-        self._rates, self._max_wait_s = scenario.rates, scenario.judge_max_wait_s
+        self._rates = scenario.rates
         workers = scenario.num_reward_workers
         self._under_way = [0] * workers  # groups, by worker
         self._by_load = [(0, worker) for worker in range(workers)]  # heap, outdated entries too
@@ -32,8 +32,8 @@ class Scorers:
         self.busy_s = 0.0  # of all workers, in which they had a group
         self._since_s = [0.0] * workers
 
-    def score(self, group_size: int, now_s: float) -> tuple[float, int, bool]:
-        """When the group has its rewards, which worker has it, and whether the judge had a verdict for it."""
+    def score(self, group_size: int, now_s: float) -> tuple[float, int]:
+        """When the group has its rewards, and which worker has it."""
         worker = self._idlest()
         if not self._under_way[worker]:
             self._since_s[worker] = now_s
@@ -41,22 +41,19 @@ class Scorers:
         read_s = max(now_s, self._free_s[worker]) + self._rates.score_s
         self._free_s[worker] = read_s
         if not self._rates.judge_latency_s:
-            return read_s, worker, True
+            return read_s, worker
         free_s, ended_s, outages = self._calls_free_s[worker], read_s, self._outages.any
         latencies = self._draw(group_size)
         self.calls_s += sum(latencies)
         for latency_s in latencies:
             begin_s = free_s[0] if free_s[0] > read_s else read_s
             if outages:
-                up_s = self._outages.up_at(begin_s)
-                if up_s - begin_s > self._max_wait_s:
-                    return begin_s + self._max_wait_s, worker, False
-                begin_s = up_s
+                begin_s = self._outages.up_at(begin_s)
             end_s = begin_s + latency_s
             heapq.heapreplace(free_s, end_s)
             if end_s > ended_s:
                 ended_s = end_s
-        return ended_s, worker, True
+        return ended_s, worker
 
     def done(self, worker: int, now_s: float) -> None:
         """The worker has handed a group over."""

@@ -103,7 +103,7 @@ class Failures:
 
     gpu_mtbf_h: float = 0.0  # mean time between failures of one GPU; an engine or the learner goes with it
     judge_outage_every_h: float = 0.0
-    judge_outage_s: float = 600.0
+    judge_outage_s: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,6 @@ class Scenario:
     rates: Rates
     num_reward_workers: int = 1
     judge_calls: int = 32  # in flight, over all reward workers
-    judge_max_wait_s: float = 120.0  # of a call for a judge that is down; then the group fails
     lease_timeout_s: float = 300.0
     checkpoint_every: int = 20
     failures: Failures = field(default_factory=Failures)

@@ -75,7 +75,6 @@ class Request:
             rates=rates,
             num_reward_workers=config.num_reward_workers,
             judge_calls=config.judge.max_concurrency,
-            judge_max_wait_s=config.judge.max_wait_s,
             lease_timeout_s=config.lease_timeout_s,
             checkpoint_every=config.checkpoint_every,
             failures=failures or Failures(),

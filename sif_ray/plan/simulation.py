@@ -279,19 +279,15 @@ class Simulation:
         if group.version > lease.version:
             self._shut.clear()
         if self._ledger.generated(lease, group.version):
-            end_s, worker, has_verdict = self._scorers.score(len(group.lengths), self._now_s)
+            end_s, worker = self._scorers.score(len(group.lengths), self._now_s)
             tokens = sum(group.lengths)
-            self._at(end_s, self._answered, self._life, worker, lease, group.version, tokens, has_verdict)
+            self._at(end_s, self._answered, self._life, worker, lease, group.version, tokens)
 
-    def _answered(self, life: int, worker: int, lease: Lease, oldest: int, tokens: int, has_verdict: bool) -> None:
+    def _answered(self, life: int, worker: int, lease: Lease, oldest: int, tokens: int) -> None:
         if life != self._life:
             return
         self._scorers.done(worker, self._now_s)
-        if not has_verdict:
-            self._ledger.failed(lease, "judge failed")
-            self._shut.clear()
-            self._dispatch()
-        elif self._ledger.scored(lease):
+        if self._ledger.scored(lease):
             self._scored[lease.ticket_id] = (oldest, tokens)
         self._learn()
 

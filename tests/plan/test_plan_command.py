@@ -140,6 +140,7 @@ def test_sweep_draws_its_figure(tmp_path, capsys):
         (("--gpu", "h100", "max_pixels=0"), "--prompt-tokens"),
         (("--gpu", "h100", "engine.tensor_parallel_size=3", "engine.num_gpus=3"), "does not divide"),
         (("--from-run", "nowhere"), "--config"),
+        (("--gpu", "h100", "--judge-outage-every-h", "9", "--judge-outage-s", "121"), "judge.max_wait_s = 120"),
     ],
 )
 def test_wrong_requests_name_the_way_out(arguments, message, capsys):
