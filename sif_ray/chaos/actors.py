@@ -20,11 +20,11 @@ from sif_ray.config import JudgeConfig
 from sif_ray.judge.caller import Call, Caller
 from sif_ray.judge.client import RATE_LIMIT, CallError, CallRefused, Completion
 from sif_ray.judge.llm import outcome_of
-from sif_ray.judge.outcome import Failed, Unavailable
+from sif_ray.judge.outcome import Failed, JudgeUnavailable, Unavailable
 from sif_ray.judge.scoring import ABLATION_TERMS, TERMS
 from sif_ray.learner.actor import LearnerDied
 from sif_ray.loop.pool import WorkerDiedError
-from sif_ray.loop.rewarder import GroupScores, JudgeUnavailable, ScoringFailed
+from sif_ray.loop.rewarder import GroupScores, ScoringFailed
 from sif_ray.records import FloatArray, Rollout, RolloutGroup, Sample, ScoredGroup
 from sif_ray.rollout.errors import EngineDiedError, RolloutRequestError
 from sif_ray.rollout.request import RolloutRequest

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from sif_ray.judge.outcome import JudgeUnavailable
 from sif_ray.learner.actor import LearnerDied
 from sif_ray.loop.grpo import NO_SPREAD, LoopError
 from sif_ray.loop.pool import PoolError
-from sif_ray.loop.rewarder import JudgeUnavailable
 
 # Budgets as they are promised, not as the loop has them.
 DEATHS = 3  # of a worker or learner that are made good; one more may end the run

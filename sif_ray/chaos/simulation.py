@@ -43,13 +43,13 @@ from sif_ray.chaos.virtual_loop import Crash, Deadlock, VirtualLoop
 from sif_ray.checkpoints import CheckpointError, remove_leftovers
 from sif_ray.config import EngineConfig, GrpoConfig, JudgeConfig
 from sif_ray.judge.caller import Caller
+from sif_ray.judge.outcome import JudgeUnavailable
 from sif_ray.learner.actor import LearnerDied
 from sif_ray.loop import stage
 from sif_ray.loop.checkpoint import Checkpoints
 from sif_ray.loop.grpo import LoopError
 from sif_ray.loop.pool import PoolError
 from sif_ray.loop.requests import groups_per_engine
-from sif_ray.loop.rewarder import JudgeUnavailable
 from sif_ray.observe.run_folder import RunFolder
 from sif_ray.observe.timeline import Timeline
 from sif_ray.observe.trail import read_trail

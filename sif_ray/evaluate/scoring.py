@@ -10,7 +10,7 @@ from typing import Any
 from sif_ray.evaluate.benchmarks.item import Benchmark, Reply
 from sif_ray.evaluate.measure import CONVENTIONS, OVERALL, sample_all
 from sif_ray.evaluate.predictions import Matched
-from sif_ray.judge.outcome import Judge, Scored
+from sif_ray.judge.outcome import Judge, JudgeUnavailable, Scored, Unavailable
 from sif_ray.method.trace import find_answer
 
 IDS_SHOWN = 20  # of those without a prediction, or without an item
@@ -19,7 +19,8 @@ IDS_SHOWN = 20  # of those without a prediction, or without an item
 async def judged(replies: Sequence[Reply], make_judge: Callable[[], Judge]) -> list[Reply]:
     """The replies with a judge's verdicts, who sees text alone; a reply without an answer block has 0 unasked.
 
-    The judge is made here, as it belongs to one event loop.
+    The judge is made here, as it belongs to one event loop. Raises `JudgeUnavailable` where it answers nobody: scores
+    of the rest would be those of another benchmark.
     """
     judge = make_judge()
 
@@ -28,6 +29,8 @@ async def judged(replies: Sequence[Reply], make_judge: Callable[[], Judge]) -> l
         if answer is None:
             return replace(reply, verdict=0.0)
         outcome = await judge.judge(reply.item.question, reply.item.answer, answer, b"")
+        if isinstance(outcome, Unavailable):
+            raise JudgeUnavailable(f"{outcome.advice}; run this again once it answers, its verdicts so far are kept")
         return replace(reply, verdict=outcome.score if isinstance(outcome, Scored) else None)
 
     try:

@@ -107,7 +107,7 @@ def _down(reason: str, detail: str) -> CallError:
 
 
 def _of_status(error: APIStatusError, message: str) -> CallError:
-    status, detail = error.status_code, f"HTTP {error.status_code}: {message}"[:500]
+    status, detail = error.status_code, message[:500]
     if status in _ABOUT_THE_ITEM:
         return CallRefused(f"HTTP {status}", detail)
     return CallError(

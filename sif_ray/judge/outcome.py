@@ -38,6 +38,10 @@ class Unavailable:
 Outcome = Scored | Abstained | Failed | Unavailable
 
 
+class JudgeUnavailable(RuntimeError):
+    """What somebody needed a verdict for cannot go on; the message says where the judge is and what was tried."""
+
+
 class Judge(Protocol):
     """Scores one answer. Its failures are outcomes; it raises only for errors in the program."""
 

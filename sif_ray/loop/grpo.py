@@ -39,13 +39,14 @@ import numpy as np
 
 from sif_ray.clock import now_s
 from sif_ray.config import GrpoConfig
+from sif_ray.judge.outcome import JudgeUnavailable
 from sif_ray.loop.checkpoint import RunState
 from sif_ray.loop.evaluation import Evaluations
 from sif_ray.loop.ledger import Batch, Lease, Ledger
 from sif_ray.loop.parity import probe_parity
 from sif_ray.loop.pool import Factory, Member, Pool, WorkerDiedError
 from sif_ray.loop.requests import Ask, groups_per_engine, training_request
-from sif_ray.loop.rewarder import GroupScores, JudgeUnavailable, ScoringFailed
+from sif_ray.loop.rewarder import GroupScores, ScoringFailed
 from sif_ray.loop.step_metrics import batch_metrics, has_spread, judge_totals, receipt_metrics
 from sif_ray.loop.watchdog import Watchdog
 from sif_ray.method.progress import ProgressRecord

@@ -9,14 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from sif_ray.config import RewardConfig
-from sif_ray.judge.outcome import Abstained, Failed, Judge, Outcome, Scored, Unavailable
+from sif_ray.judge.outcome import Abstained, Failed, Judge, JudgeUnavailable, Outcome, Scored, Unavailable
 from sif_ray.judge.scoring import read_depth, score_terms, weighted_total
 from sif_ray.method.trace import find_answer
 from sif_ray.records import FloatArray, Sample
-
-
-class JudgeUnavailable(RuntimeError):
-    """No group gets rewards now; the message says where the judge is and what was tried."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from aiohttp import web
 from benchmark_files import SAMPLES, bunny, needs_samples, output, spatialbench, viscot, vstar, write_lines
 from faulty_http import served
 from judge_servers import SmallJudge
@@ -139,6 +140,7 @@ def test_real_questions_with_the_exact_judge(tmp_path):
 
 def judge_file(folder: Path, url: str) -> str:
     settings = {"kind": "llm", "model": "small", "base_url": f"{url}/v1", "max_retries": 0, "max_wait_s": 0.0}
+    settings["max_concurrency"] = 1
     path = folder / "judge.yaml"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
     return str(path)
@@ -164,6 +166,27 @@ def test_what_the_judge_cannot_score_is_told_and_left_out(tmp_path):
         _, result = score(tmp_path, "viscot", viscot(tmp_path), predictions, *more)
     assert result["unjudged"] == 1
     assert (result["strict"]["score"], result["strict"]["n"], result["published"]["score"]) == (1, 1, 0.5)
+
+
+def test_a_judge_that_answers_nobody_is_an_error_and_what_it_has_said_is_kept(tmp_path, caplog):
+    judge = SmallJudge()
+
+    def down_after_two(_: object) -> str:
+        if len(judge.shown) > 2:
+            raise web.HTTPServiceUnavailable
+        return '{"score": 1}'  # of the question before a run, and of one answer
+
+    judge.reply = down_after_two
+    predictions = [{"id": 7, "text": output("A cup")}, {"id": 9, "text": output("A cap")}]
+    with served(judge.app()) as url:
+        more = ("--judge", judge_file(tmp_path, url))
+        status, result = score(tmp_path, "viscot", viscot(tmp_path), predictions, *more)
+        assert (status, result) == (1, {}) and url in caplog.text and "run this again" in caplog.text
+        judge.shown.clear()
+        judge.reply = lambda _: '{"score": 0.5}'
+        status, result = score(tmp_path, "viscot", viscot(tmp_path), predictions, *more)
+    assert (status, len(judge.shown)) == (0, 2)  # the question before a run, and the other answer
+    assert result["strict"]["score"] == 0.75
 
 
 def test_two_policies_are_compared_on_the_same_items(tmp_path):

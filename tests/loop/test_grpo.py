@@ -13,8 +13,9 @@ import pytest
 from loop_fakes import FakeEngine, FakeLearner, FakeScorer, Rig
 
 from sif_ray.config import PlacementConfig, PromptConfig
+from sif_ray.judge.outcome import JudgeUnavailable
 from sif_ray.loop.grpo import LoopError
-from sif_ray.loop.rewarder import JudgeUnavailable, ScoringFailed
+from sif_ray.loop.rewarder import ScoringFailed
 from sif_ray.loop.step_metrics import judge_totals, receipt_metrics
 from sif_ray.rollout.errors import RolloutRequestError
 from sif_ray.rollout.weights import Receipt

@@ -12,9 +12,9 @@ from PIL import Image
 from sif_ray.config import RewardConfig
 from sif_ray.depth.encoding import depth_png, gray_png
 from sif_ray.judge.exact import ExactMatchJudge
-from sif_ray.judge.outcome import Failed, Unavailable
+from sif_ray.judge.outcome import Failed, JudgeUnavailable, Unavailable
 from sif_ray.judge.scoring import read_depth, read_depth_image
-from sif_ray.loop.rewarder import GroupScores, JudgeUnavailable, Rewarder, ScoringFailed
+from sif_ray.loop.rewarder import GroupScores, Rewarder, ScoringFailed
 from sif_ray.method import depth_code, rewards
 from sif_ray.records import Sample
 
