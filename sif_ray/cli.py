@@ -78,6 +78,11 @@ TOOLS = {
         "make a dataset of traces in LLaMA-Factory's ShareGPT layout",
         ("LLaMA-Factory/data/sif/published.json --output runs/data",),
     ),
+    "report": Tool(
+        "sif_ray.observe.report",
+        "show a run so far as one HTML page: curves, who was busy when, completions",
+        ("runs/grpo", "runs/quickstart --output report.html --open no"),
+    ),
     "export": Tool(
         "sif_ray.policy.export",
         "write a trained policy as a Hugging Face checkpoint or as an adapter",

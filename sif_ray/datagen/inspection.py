@@ -6,10 +6,7 @@ Text columns are read as a stream (`tally`); images only of the rows that are sh
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import sys
-import webbrowser
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +26,7 @@ from sif_ray.method.boxes import Box
 from sif_ray.method.trace import parse
 from sif_ray.observe import charts
 from sif_ray.observe.examples import data_uri
-from sif_ray.observe.page import templates
+from sif_ray.observe.page import add_open_argument, show, templates
 from sif_ray.records import Sample, sample_from_row
 from sif_ray.storage import Folder
 
@@ -350,7 +347,7 @@ def summary(origin: Origin, counts: Tally) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="a dataset, finished or not, or its URL")
     parser.add_argument("--output", metavar="FILE.html", help=f"where the page goes (default: {PAGE} in FOLDER)")
-    parser.add_argument("--open", choices=("yes", "no"), help="show it in a browser (default: yes on a desktop)")
+    add_open_argument(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -366,9 +363,5 @@ def run(options: argparse.Namespace) -> None:
     folder.write(name, page.encode())
     print(summary(origin, counts))
     print(f"  {'page':<17}  {folder.child(name).url}")
-    if folder.is_local and (options.open == "yes" or (options.open is None and _has_desktop())):
-        webbrowser.open(Path(folder.path_of(name)).as_uri())
-
-
-def _has_desktop() -> bool:
-    return sys.stdout.isatty() and (sys.platform != "linux" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()))
+    if folder.is_local:
+        show(Path(folder.path_of(name)), options.open)

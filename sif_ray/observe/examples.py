@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from sif_ray.config import QuickstartConfig
 from sif_ray.method.boxes import Box, is_box
 from sif_ray.method.depth_code import box_mean, decode
 from sif_ray.method.trace import find_answer, parse
@@ -79,6 +80,7 @@ def examples(run: RunFiles) -> list[Example]:
     earlier = {item["sample_id"]: item for item in greedy if item["checkpoint"] == before}
     chosen = choose([item for item in greedy if item["checkpoint"] == after])
     samples = run.samples([item["sample_id"] for item in chosen])
+    assert isinstance(run.config, QuickstartConfig)  # a GRPO run alone compares nothing
     profile = run.config.evaluate.profile
     return [
         _example(f"item-{number}", samples[item["sample_id"]], item, earlier.get(item["sample_id"]), profile)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import os
+import sys
+import webbrowser
+from pathlib import Path
+
 import jinja2
 
 from sif_ray.observe import charts
@@ -19,3 +25,18 @@ def templates(*packages: str) -> jinja2.Environment:
     )
     environment.filters |= {"short": charts.short, "clock": format_seconds}
     return environment
+
+
+def add_open_argument(parser: argparse.ArgumentParser) -> None:
+    """The argument `--open`, for `show`."""
+    parser.add_argument("--open", choices=("yes", "no"), help="show it in a browser (default: yes on a desktop)")
+
+
+def show(page: Path, choice: str | None) -> None:
+    """Open a page in a browser: "yes", "no", or None, where somebody sits at a desktop."""
+    if choice == "yes" or (choice is None and _has_desktop()):
+        webbrowser.open(page.absolute().as_uri())
+
+
+def _has_desktop() -> bool:
+    return sys.stdout.isatty() and (sys.platform != "linux" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()))

@@ -6,6 +6,7 @@ escapes every text, and a content policy lets the page run its own script only.
 
 from __future__ import annotations
 
+import argparse
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -16,15 +17,17 @@ import numpy as np
 from PIL import Image
 
 from sif_ray import config as configuration
+from sif_ray.config import GrpoConfig, QuickstartConfig
 from sif_ray.method.trace import find_answer
 from sif_ray.observe import charts
 from sif_ray.observe.examples import RULE, examples, served_example
-from sif_ray.observe.page import templates
+from sif_ray.observe.page import add_open_argument, show, templates
 from sif_ray.observe.progress import format_seconds
 from sif_ray.observe.run_files import RunFiles, read_run
 from sif_ray.observe.run_folder import write_text
 from sif_ray.observe.summary import arm_label, column, sampled_arm, summarise
 
+PAGE = "report.html"
 REWARD_PLOTS = (
     ("reward/total", "total reward", "weighted sum"),
     ("reward/format", "format", "share of valid traces"),
@@ -60,9 +63,8 @@ TERM_LABELS = {
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write report.html into the folder of a quickstart run and return its path."""
-    run = read_run(run_dir)
-    return write_text(run.path / "report.html", render(run))
+    """Write the page of a run so far to report.html in its folder and return its path."""
+    return write_text(Path(run_dir) / PAGE, render(read_run(run_dir)))
 
 
 def render(run: RunFiles) -> str:
@@ -76,18 +78,19 @@ def render(run: RunFiles) -> str:
         script_hash=f"sha256-{digest}",
         summary=summary,
         headline=headline(run),
-        is_toy=run.config.generate.source == "toyworld",
+        whole=isinstance(run.config, QuickstartConfig),
+        is_toy=run.is_toy,
         tiles=tiles(run, summary),
         rule=RULE,
         examples=examples(run),
         served=served_example(run.response) if run.response else None,
         rewards=[plot for entry in REWARD_PLOTS if (plot := _plot(run.grpo, *entry, "kind-train"))],
-        weights=run.config.grpo.rewards,
+        weights=run.grpo_config.rewards,
         kept=kept_completions(run),
         pace=[plot for entry in PACE_PLOTS if (plot := _plot(run.grpo, *entry, "kind-generate", from_zero=True))],
         health=[plot for entry in HEALTH_PLOTS if (plot := _plot(run.grpo, *entry, "kind-sync"))],
         warmup=_plot(run.warmup, "loss", "warm-up loss", "nats per assistant token", "kind-generate", from_zero=True),
-        ages=token_ages(run.grpo, run.config.grpo.max_staleness),
+        ages=token_ages(run.grpo, run.grpo_config.max_staleness),
         lanes=charts.lane_chart(run.timeline) if run.timeline else None,
         types=question_types(run),
         comparison=comparison(run),
@@ -114,6 +117,8 @@ def _plot(
 
 def headline(run: RunFiles) -> tuple[str, str]:
     """One sentence on what GRPO did to the reward, and one on how sure that is."""
+    if isinstance(run.config, GrpoConfig):
+        return _progress(run)
     paired = run.results["paired"] if run.results else {}
     arm = sampled_arm(run)
     if run.compared is None or arm not in paired:
@@ -135,6 +140,23 @@ def headline(run: RunFiles) -> tuple[str, str]:
     return first, second
 
 
+def _progress(run: RunFiles) -> tuple[str, str]:
+    """`headline` of a GRPO run alone, which has no evaluation beside that of its loop."""
+    steps, totals = column(run.grpo, "reward/total")
+    if not steps:
+        return "GRPO-SIF has made no step yet", "Curves and times appear with the first one."
+    few = max(1, min(20, len(totals) // 4))
+    first, last = float(np.mean(totals[:few])), float(np.mean(totals[-few:]))
+    of = f" {few} steps" if few > 1 else " step"
+    second = f"Mean total reward of the rollouts: {first:.2f} in the first{of}, {last:.2f} in the last{of}."
+    at_steps, heldout = column(run.grpo, "eval/total")
+    if heldout:
+        second += f" Held out, greedy: {heldout[0]:.2f} at step {at_steps[0]:g}, {heldout[-1]:.2f} at {at_steps[-1]:g}."
+    else:
+        second += " Those are the prompts it trains on; no evaluation was asked for (eval_every)."
+    return f"GRPO-SIF {'finished after' if run.grpo_finished else 'at'} step {steps[-1]:g}", second
+
+
 def tiles(run: RunFiles, summary: Mapping[str, Any]) -> list[dict[str, str]]:
     """The row of key figures: {"label", "value", "note"}."""
     found: list[dict[str, str]] = []
@@ -154,6 +176,8 @@ def tiles(run: RunFiles, summary: Mapping[str, Any]) -> list[dict[str, str]]:
             f"{100 * first['format']['mean']:.1f} % after warm-up",
         )
     grpo = summary["grpo"]
+    if grpo and isinstance(run.config, GrpoConfig) and grpo["generated_tokens_per_s"] is not None:
+        tile("generated", charts.short(grpo["generated_tokens_per_s"]), "tokens/s, mean of all steps")
     if grpo and grpo["staleness_max"] is not None:
         tile("largest staleness", f"{grpo['staleness_max']:g}", f"policy versions; window {grpo['max_staleness']}")
     if grpo and grpo["parity_mean_abs"]["max"] is not None:
@@ -183,10 +207,10 @@ def token_ages(records: Sequence[Mapping[str, float]], window: int) -> list[tupl
 
 def kept_completions(run: RunFiles) -> list[dict[str, Any]]:
     """Best and worst completion of the first, the middle and the last step that has pictures."""
-    drawn = [line for line in run.completions if line["picture"] and (run.path / "grpo" / line["picture"]).exists()]
+    drawn = [line for line in run.completions if line["picture"] and (run.grpo_path / line["picture"]).exists()]
     steps = sorted({line["step"] for line in drawn})
     chosen = sorted({steps[0], steps[len(steps) // 2], steps[-1]}) if steps else []
-    return [_kept(run.path / "grpo" / line["picture"], line) for line in drawn if line["step"] in chosen]
+    return [_kept(run.grpo_path / line["picture"], line) for line in drawn if line["step"] in chosen]
 
 
 def _kept(path: Path, line: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,3 +319,20 @@ def stage_bars(stage_seconds: Mapping[str, float]) -> list[dict[str, Any]]:
     return [
         {"name": name, "width": 100 * seconds / longest, "seconds": seconds} for name, seconds in stage_seconds.items()
     ]
+
+
+# --- sif-ray report --------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="RUN", help="folder of a quickstart or of a GRPO run, which may be at work")
+    parser.add_argument("--output", metavar="FILE.html", help=f"where the page goes (default: {PAGE} in RUN)")
+    add_open_argument(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Raises `ConfigError` where RUN is no such run."""
+    found = read_run(options.folder)
+    page = write_text(Path(options.output or found.path / PAGE), render(found))
+    print("\n".join([*headline(found), str(page)]))
+    show(page, options.open)

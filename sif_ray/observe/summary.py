@@ -66,7 +66,7 @@ def summarise(run: RunFiles) -> dict[str, Any]:
 
 def sampled_arm(run: RunFiles) -> str:
     """Name of the arm that samples as GRPO did."""
-    return f"sampled_T{float(run.config.grpo.sampling.temperature)}"
+    return f"sampled_T{float(run.grpo_config.sampling.temperature)}"
 
 
 def column(records: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
@@ -134,7 +134,7 @@ def _evaluation_checks(run: RunFiles) -> Iterator[Check]:
     paired = run.results["paired"] if run.results else {}
     sampled = sampled_arm(run)
     yield _check(
-        f"gain of total reward at T = {run.config.grpo.sampling.temperature:g}, lower end of its interval",
+        f"gain of total reward at T = {run.grpo_config.sampling.temperature:g}, lower end of its interval",
         paired[sampled]["total"]["ci95"][0] if sampled in paired else None,
         "above 0",
         lambda value: value > 0,
@@ -150,7 +150,7 @@ def _evaluation_checks(run: RunFiles) -> Iterator[Check]:
 
 
 def _loop_checks(run: RunFiles) -> Iterator[Check]:
-    window = run.config.grpo.max_staleness
+    window = run.grpo_config.max_staleness
     yield _check(
         "largest staleness", _extreme(run, "staleness_max"), f"at most {window}", lambda value: value <= window
     )
@@ -195,11 +195,11 @@ def _grpo(run: RunFiles) -> dict[str, Any]:
 
     return {
         "steps": len(run.grpo),
-        "group_size": run.config.grpo.group_size,
-        "groups_per_step": run.config.grpo.groups_per_step,
+        "group_size": run.grpo_config.group_size,
+        "groups_per_step": run.grpo_config.groups_per_step,
         "staleness_max": _extreme(run, "staleness_max"),
         "staleness_mean": mean("staleness_mean"),
-        "max_staleness": run.config.grpo.max_staleness,
+        "max_staleness": run.grpo_config.max_staleness,
         "parity_mean_abs": {"mean": mean("parity_mean_abs"), "max": _extreme(run, "parity_mean_abs")},
         "completions_per_s": mean("completions_per_s"),
         "generated_tokens_per_s": mean("generated_tokens_per_s"),

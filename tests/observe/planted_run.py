@@ -55,6 +55,19 @@ def plant_run(path: Path, num_scenes: int = 60) -> Path:
     return path
 
 
+def plant_grpo_run(path: Path) -> Path:
+    """A run of GRPO alone that has not finished, on rendered scenes."""
+    rng = np.random.default_rng(0)
+    samples = toy_samples(0)
+    data, run = path / "data", path / "run"
+    _write_dataset(data, samples)
+    (data / "manifest.json").write_text(json.dumps({"config": {"source": "toyworld"}}))
+    RunFolder(run, configuration.load("grpo", None, [f"data={data}", f"output={run}", "rewards.depth=0.5"]))
+    _write_grpo(run, rng)
+    _write_completions(run, samples, rng)
+    return run
+
+
 def toy_samples(seed: int) -> list[Sample]:
     """Two questions about one rendered scene."""
     scene = make_scene(seed)

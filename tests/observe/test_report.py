@@ -12,11 +12,15 @@ from html.parser import HTMLParser
 import pytest
 from browser import needs_chromium, num_saturated_colours, screenshot
 from PIL import Image
+from planted_run import plant_grpo_run
 
+from sif_ray import config as configuration
+from sif_ray.cli import main
 from sif_ray.observe import examples
 from sif_ray.observe.charts import histogram, line_plot, nice_ticks, running_mean
 from sif_ray.observe.report import headline, kept_completions, render, token_ages, write_report
 from sif_ray.observe.run_files import RunFiles, read_run
+from sif_ray.observe.run_folder import RunFolder
 
 SECTIONS = ["examples", "rewards", "completions", "types", "comparison", "busy", "health", "served", "goals", "how"]
 VOID = {"meta", "br", "input", "link"}
@@ -155,6 +159,41 @@ def test_a_run_without_later_stages_says_so(run):
     page = Page(render(bare))
     words = " ".join(page.words)
     assert "This run has not been evaluated" in words and "GRPO has not run" in words and "not measured" in words
+
+
+GRPO_SECTIONS = ["rewards", "completions", "busy", "health", "how"]
+
+
+def test_a_grpo_run_alone_is_shown_while_it_is_at_work(tmp_path, capsys):
+    run = plant_grpo_run(tmp_path)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 121, "reward/total"')  # a line that is being written
+    assert main(["report", str(run), "--open", "no"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("GRPO-SIF at step 120\n") and str(run / "report.html") in told
+    page = Page((run / "report.html").read_text(encoding="utf-8"))
+    assert [value for tag, name, value in page.attributes if (tag, name) == ("section", "id")] == GRPO_SECTIONS
+    words = " ".join(page.words)
+    assert "toy run" in words and "depth 0.5" in words and "step 60, best" in words and "not run" not in words
+    assert not re.search("quickstart|warm-up, |goals", words, re.IGNORECASE)
+
+
+def test_the_headline_of_a_grpo_run_has_the_means_of_its_ends(tmp_path):
+    run = read_run(plant_grpo_run(tmp_path))
+    totals = [record["reward/total"] for record in run.grpo]
+    first, last = sum(totals[:20]) / 20, sum(totals[-20:]) / 20
+    assert f"{first:.2f} in the first 20 steps, {last:.2f} in the last 20 steps" in headline(run)[1]
+    evaluated = [{"step": 0.0, "eval/total": 2.0}, *run.grpo, {"step": 120.0, "eval/total": 2.5}]
+    assert "2.00 at step 0, 2.50 at 120" in headline(dataclasses.replace(run, grpo=evaluated))[1]
+    assert "finished after step 120" in headline(dataclasses.replace(run, grpo_finished=True))[0]
+    assert "no step yet" in headline(dataclasses.replace(run, grpo=[]))[0]
+
+
+def test_a_grpo_run_that_has_only_begun_is_shown(tmp_path):
+    run = tmp_path / "run"
+    RunFolder(run, configuration.load("grpo"))
+    words = " ".join(Page(write_report(run).read_text(encoding="utf-8")).words)
+    assert "no step yet" in words and "Nothing yet." in words and "toy" not in words
 
 
 @pytest.mark.parametrize(

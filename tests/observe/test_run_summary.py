@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sif_ray.config import ConfigError
 from sif_ray.observe.run_files import RunFiles, read_run
 from sif_ray.observe.summary import build_summary, checks, write_summary
 
@@ -122,6 +124,9 @@ def test_the_summary_is_written_as_strict_json(planted, tmp_path):
     }
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="quickstart run"):
+@pytest.mark.parametrize("config", [None, "", "max_rows: 5\n", "[run_dir]\n", "run_dir: 5: 5\n"])
+def test_a_folder_of_something_else_is_refused(tmp_path, config):
+    if config is not None:
+        (tmp_path / "config.yaml").write_text(config)
+    with pytest.raises(ConfigError, match=re.escape(str(tmp_path))):
         build_summary(tmp_path)
