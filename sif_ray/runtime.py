@@ -53,6 +53,12 @@ NODE_ENVIRONMENT = _ENVIRONMENT | WORKER_ENVIRONMENT
 """Of every process on the nodes of a cluster that others start, as `ray_session` sets it for its own."""
 
 
+def saving_time_s() -> float:
+    """Seconds that a stage has for its step and its checkpoint when it is told to stop: less than its job has until Ray
+    ends it, which `sif-ray submit` and the manifests set."""
+    return 0.9 * float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "300"))
+
+
 @contextlib.contextmanager
 def ray_session(config: RayConfig) -> Iterator[None]:
     """Ray for the body: a session that is already up is used and left up; otherwise one is joined or started, and left

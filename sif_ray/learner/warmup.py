@@ -39,12 +39,11 @@ from sif_ray.learner.warmup_rank import METRICS, TRAIL, WarmupJob, train_rank
 from sif_ray.observe.run_folder import RunFolder, kept_to_itself
 from sif_ray.policy.adapter import starting_adapter
 from sif_ray.policy.check import check_policy, check_training_room, read_config
-from sif_ray.runtime import ray_session
+from sif_ray.runtime import ray_session, saving_time_s
 
 log = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3  # of the ranks, after one died
-STOP_TIMEOUT_S = 300.0  # for the step under way and its checkpoint after SIGTERM or Ctrl-C
 GROWING = (METRICS, TRAIL)
 
 MAY_CHANGE = (
@@ -171,7 +170,7 @@ def _check_ranks(config: WarmupConfig) -> None:
 
 
 def _fit(job: WarmupJob) -> None:
-    """Run the ranks to the last step. On Ctrl-C let them save their step first, within `STOP_TIMEOUT_S`."""
+    """Run the ranks to the last step. On Ctrl-C let them save their step first, within `saving_time_s`."""
     scratch = job.output / "ray_train"
     shutil.rmtree(scratch, ignore_errors=True)  # Ray Train would continue a run of the same name
     pool = ThreadPoolExecutor(1)  # in a thread Ray Train leaves Ctrl-C alone; its handler would exit with status 0
@@ -179,9 +178,9 @@ def _fit(job: WarmupJob) -> None:
     try:
         fitted.result()
     except KeyboardInterrupt:
-        log.info("stopping after this step, within %g s; interrupt again to stop at once", STOP_TIMEOUT_S)
+        log.info("stopping after this step, within %g s; interrupt again to stop at once", saving_time_s())
         job.stop_file.touch()
-        wait([fitted], timeout=STOP_TIMEOUT_S)
+        wait([fitted], timeout=saving_time_s())
         if fitted.done() and (error := fitted.exception()) is not None:
             log.error("the step was not saved: %r", error)
         raise

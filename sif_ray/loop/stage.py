@@ -50,12 +50,11 @@ from sif_ray.records import Sample, ScoredGroup
 from sif_ray.resources.object_store import check_object_store
 from sif_ray.resources.plan import make_plan
 from sif_ray.rollout.actor import RolloutActor
-from sif_ray.runtime import ray_session
+from sif_ray.runtime import ray_session, saving_time_s
 
 log = logging.getLogger(__name__)
 
 MAX_LEARNER_DEATHS = 3  # without a new checkpoint between them; after one more the run fails
-STOP_TIMEOUT_S = 120.0  # for the step under way and its checkpoint after SIGTERM or Ctrl-C
 TRAIL = "trained.jsonl"
 STARTUP = "startup.jsonl"  # timeline of what was started; this process is the lane "driver"
 DRIVER_STARTS = ("process", "checks", "Ray", "room")  # imports, refusals, the cluster, places on it
@@ -258,15 +257,15 @@ async def _save_policy(learner: LearnerGroup, folder: Path, stuck_after_s: float
 
 
 async def _run_or_stop(loop: GrpoLoop, learner_ready: Awaitable[None], learner_is_up: asyncio.Event) -> None:
-    """Run the loop to its end; when cancelled, to the end of its step, within `STOP_TIMEOUT_S`."""
+    """Run the loop to its end; when cancelled, to the end of its step, within `saving_time_s`."""
     running = asyncio.create_task(loop.run(learner_ready))
     try:
         await asyncio.shield(running)
     except asyncio.CancelledError:
         if learner_is_up.is_set():
-            log.info("stopping after this step, within %g s; interrupt again to stop at once", STOP_TIMEOUT_S)
+            log.info("stopping after this step, within %g s; interrupt again to stop at once", saving_time_s())
             loop.stop()
-            await asyncio.wait([running], timeout=STOP_TIMEOUT_S)
+            await asyncio.wait([running], timeout=saving_time_s())
         if running.done() and not running.cancelled() and (error := running.exception()) is not None:
             log.error("the step was not saved: %r", error)
         raise

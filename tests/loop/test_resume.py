@@ -32,6 +32,7 @@ from sif_ray.loop import stage
 from sif_ray.loop.grpo import LoopError
 from sif_ray.observe.metrics import read_metrics
 from sif_ray.observe.trail import read_trail
+from sif_ray.runtime import saving_time_s
 
 TICKETS = PROMPTS * EPOCHS
 SHORT, SHORT_TICKETS = {"max_steps": 14}, 42
@@ -151,7 +152,7 @@ def test_stop_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
                 await asyncio.Event().wait()
             return await super().train(groups, version)
 
-    monkeypatch.setattr(stage, "STOP_TIMEOUT_S", 0.1)
+    monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "0.1")
     asyncio.run(run_and_stop(parts_of(tmp_path, make_learner=Stuck, **SHORT), lambda: bool(stuck_at)))
     again = parts_of(tmp_path, **SHORT)
     assert again.checkpoints.newest_version() == 4
@@ -180,7 +181,7 @@ def test_stop_before_the_learner_is_up_waits_for_nothing(tmp_path):
     parts = parts_of(tmp_path, make_learner=Starting)
     started_s = time.monotonic()
     asyncio.run(run_and_stop(parts, lambda: bool(starting)))
-    assert time.monotonic() - started_s < stage.STOP_TIMEOUT_S / 2
+    assert time.monotonic() - started_s < saving_time_s() / 2
 
 
 # --- a learner rank dies ---------------------------------------------------------------------------------------------
