@@ -1,14 +1,35 @@
-"""Files of a learner's checkpoint: whether they are what was written, and what a rank keeps beside DeepSpeed's."""
+"""Files of a learner's checkpoint: why they cannot be written, whether they are what was written, and what a rank keeps
+beside DeepSpeed's."""
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+PROBE_BYTES = 2**20
+
+
+@contextlib.contextmanager
+def told_by_the_disk(folder: Path) -> Iterator[None]:
+    """Raise the `OSError` of a disk that takes no more where the body's error does not say so: torch writes through
+    streams that drop the reason ("iostream error")."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except RuntimeError:
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(PROBE_BYTES))
+        except OSError as reason:
+            raise OSError(reason.errno, reason.strerror, str(folder)) from reason
+        raise
 
 
 def damaged_files(files: Sequence[Path]) -> list[str]:

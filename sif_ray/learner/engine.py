@@ -27,7 +27,13 @@ from transformers import AutoConfig
 from sif_ray.config import LearnerConfig, ObjectiveConfig, SamplingConfig
 from sif_ray.learner import process_group
 from sif_ray.learner.advantages import group_advantages
-from sif_ray.learner.checkpoint_files import damaged_files, random_state, rank_file, set_random_state
+from sif_ray.learner.checkpoint_files import (
+    damaged_files,
+    random_state,
+    rank_file,
+    set_random_state,
+    told_by_the_disk,
+)
 from sif_ray.learner.microbatches import pack, split_branches
 from sif_ray.learner.objective import grpo_loss, token_weights
 from sif_ray.learner.schedule import learning_rate
@@ -443,13 +449,15 @@ class LearnerEngine:
 
         That is the trained weights, the optimiser, the step count and every rank's random numbers: an engine that loads
         it goes on exactly as this one would. Frozen weights are not written; they are those of the policy's checkpoint.
+        Raises `OSError` when the disk takes no more.
         """
         tag = f"step{self.step}"
-        self._engine.save_checkpoint(
-            folder, tag=tag, client_state={"sif_ray": client_state}, exclude_frozen_parameters=True
-        )
-        own = {"layout": self._layout(), "random_state": random_state()}
-        torch.save(own, Path(folder) / tag / rank_file(dist.get_rank()))
+        with told_by_the_disk(Path(folder)):
+            self._engine.save_checkpoint(
+                folder, tag=tag, client_state={"sif_ray": client_state}, exclude_frozen_parameters=True
+            )
+            own = {"layout": self._layout(), "random_state": random_state()}
+            torch.save(own, Path(folder) / tag / rank_file(dist.get_rank()))
         dist.barrier()
 
     def load_checkpoint(self, folder: str) -> dict[str, Any]:
