@@ -16,6 +16,7 @@ import numpy as np
 
 from sif_ray.chaos.faults import Faults
 from sif_ray.chaos.truth import FIRST_POLICY, History, Truth, read_history, score_of, token_of, write_history
+from sif_ray.clock import now_s
 from sif_ray.config import JudgeConfig
 from sif_ray.judge.caller import Call, Caller
 from sif_ray.judge.client import RATE_LIMIT, CallError, CallRefused, Completion
@@ -117,13 +118,14 @@ class SimulatedEngine(Process):
         super().__init__(name, faults, truth, "engine_dies", EngineDiedError)
         self._version, self._policy = 0, FIRST_POLICY
         self._acknowledged: int | None = 0  # as far as the loop knows; None while an update is under way
-        self._owed: set[str] = set()  # tickets that the loop waits for
+        self._owed: dict[str, float] = {}  # tickets that the loop waits for, and since when
 
     def generate(self, request: RolloutRequest) -> Awaitable[RolloutGroup]:
         name = f"{request.ticket_id} {request.seed}"
         leased = not request.ticket_id.startswith(("eval/", "probe/"))
         if leased:
-            self._owed.add(name)
+            self.truth.may_lease(self.name)
+            self._owed[name] = now_s()
         self.truth.may_generate(self.name, name, self._version, self._acknowledged, len(self._owed))
 
         async def ask() -> RolloutGroup:
@@ -133,9 +135,15 @@ class SimulatedEngine(Process):
                     self.truth.holds_group(group)
                 return group
             finally:
-                self._owed.discard(name)
+                self._owed.pop(name, None)
 
         return ask()
+
+    @property
+    def unanswered(self) -> list[str]:
+        """Tickets whose leases have not expired."""
+        since_s = now_s() - self.truth.config.lease_timeout_s
+        return [name for name, asked_s in self._owed.items() if asked_s > since_s]
 
     async def update_weights(self, update: WeightUpdate) -> Receipt:
         self._acknowledged = None
@@ -421,6 +429,9 @@ class SimulatedFactory:
         return worker
 
     async def end(self, worker: Process) -> None:
+        task = asyncio.current_task()
+        if isinstance(worker, SimulatedEngine) and not worker.dead and task is not None and not task.cancelling():
+            self._truth.may_leave(worker.name, worker.unanswered, self._faults.rates)
         try:
             await asyncio.sleep(self._faults.rng.random())
         finally:

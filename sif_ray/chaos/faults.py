@@ -36,6 +36,7 @@ class Rates:
     driver_dies_in_io: float = 0.0  # before a file operation
     told_to_stop: float = 0.0  # after an event
     asleep: float = 0.0  # the machine, after an event
+    resized: float = 0.0  # an engine is added, or told to go, after an event
 
 
 _HIGHEST = Rates(
@@ -55,6 +56,7 @@ _HIGHEST = Rates(
     driver_dies_in_io=0.02,
     told_to_stop=0.001,
     asleep=0.001,
+    resized=0.01,
 )
 KINDS_AT_ONCE = 5  # more of them hide each other: a run that dies at once shows nothing
 
@@ -70,7 +72,8 @@ class Faults:
 
     def __init__(self, rng: random.Random, rates: Rates) -> None:
         self.rng, self.rates = rng, rates
-        self.any_time = bool(rates.driver_dies or rates.told_to_stop or rates.asleep)  # after any event
+        after_event = (rates.driver_dies, rates.told_to_stop, rates.asleep, rates.resized)
+        self.any_time = any(after_event)
         self.happened: Counter[str] = Counter()
         self._before: Counter[str] = Counter()
 

@@ -15,12 +15,15 @@ import contextlib
 import gc
 import hashlib
 import logging
+import math
 import random
 import shutil
 import struct
 import sys
 import tempfile
 import warnings
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,7 +50,7 @@ from sif_ray.judge.outcome import JudgeUnavailable
 from sif_ray.learner.actor import LearnerDied
 from sif_ray.loop import stage
 from sif_ray.loop.checkpoint import Checkpoints
-from sif_ray.loop.grpo import LoopError
+from sif_ray.loop.grpo import GrpoLoop, LoopError
 from sif_ray.loop.pool import PoolError
 from sif_ray.loop.requests import groups_per_engine
 from sif_ray.observe.run_folder import RunFolder
@@ -61,6 +64,7 @@ log = logging.getLogger(__name__)
 FAULTY_LIVES = 6
 MAX_LIVES = FAULTY_LIVES + 3  # the calm ones: at most two damaged checkpoints are removed
 MAX_EVENTS = 300_000  # of one life
+MORE_ENGINES = 2  # than at the beginning
 FINISHED, NOTHING = "finished", "nothing to train"
 SHM = Path("/dev/shm")  # checkpoints are flushed to it at no cost
 CLEAN_FAILURES = (LoopError, PoolError, LearnerDied, JudgeUnavailable, OSError, CheckpointError)
@@ -96,6 +100,7 @@ class Simulation:
         self._damaged = False  # the newest checkpoint
         self._graveyard: list[VirtualLoop] = []  # whose coroutines must not be unwound yet
         self._main: asyncio.Task[None] | None = None
+        self._grpo: Callable[[], GrpoLoop | None] = lambda: None
         self.outcome = Outcome(seed)
 
     def run(self) -> Outcome:
@@ -164,6 +169,7 @@ class Simulation:
         checkpoints.check_newest()
         remove_leftovers(self._folder, checkpoints.folder, resume=True, growing=stage.GROWING)
         faults, truth, config = self._faults, self._truth, self._config
+        self._engines = SimulatedFactory(lambda name: SimulatedEngine(name, faults, truth), faults, truth)
         await stage.train(
             stage.Parts(
                 config,
@@ -172,12 +178,17 @@ class Simulation:
                 RunFolder(self._folder),
                 Timeline(self._folder / stage.STARTUP),
                 checkpoints,
-                engines=SimulatedFactory(lambda name: SimulatedEngine(name, faults, truth), faults, truth),
+                engines=self._engines,
                 scorers=SimulatedFactory(self._scorer, faults, truth),
                 make_learner=lambda: SimulatedLearner(faults, truth),  # type: ignore[arg-type, return-value]
                 keeps_completions=False,  # by a thread
+                made=self._made,
             )
         )
+
+    def _made(self, loop: GrpoLoop) -> None:
+        self._grpo = weakref.ref(loop)  # which must be gone when it has ended
+        self._truth.let_go.clear()
 
     def _scorer(self, name: str) -> SimulatedScorer:
         judge, workers = self._config.judge, self._config.num_reward_workers
@@ -202,6 +213,23 @@ class Simulation:
                 self._main.cancel()
             if self._faults.happens("asleep"):
                 self._loop.jump(self._rng.expovariate(1 / 200.0))
+            if self._faults.happens("resized"):
+                self._resize()
+
+    def _resize(self) -> None:
+        """People add an engine, or let one go."""
+        loop = self._grpo()
+        names = loop.engine_names if loop is not None else []
+        if loop is None or not names:  # before the run, or after it
+            return
+        with contextlib.suppress(ValueError):  # the run is ending, or it is the last engine
+            if self._rng.random() < 0.5:
+                if len(self._engines.running | set(names)) < self._config.num_engines + MORE_ENGINES:
+                    loop.add_engine()
+                return
+            name = self._rng.choice(names)
+            loop.remove_engine(name)
+            self._truth.let_go[name] = math.inf if self._faults.rates.asleep else self._loop.time()
 
     def _between_lives(self) -> None:
         """What the disk says, and what people do: they remove what is damaged, and sometimes what is not."""
@@ -306,8 +334,9 @@ def most_at_once(config: GrpoConfig) -> dict[str, int]:
     """What one life may need at a time: twice the groups under way or waiting, as leases may expire; twice a few tasks
     for each of those, each worker, each part of the loop. What leaks grows beyond any multiple."""
     most = groups_per_engine(config.engine.max_num_seqs, config.group_size)
-    groups = config.num_engines * (most + 1) + config.groups_per_step * (config.max_staleness + 2)
-    workers = config.num_engines + config.num_reward_workers
+    num_engines = config.num_engines + MORE_ENGINES
+    groups = num_engines * (most + 1) + config.groups_per_step * (config.max_staleness + 2)
+    workers = num_engines + config.num_reward_workers
     tasks = 2 * (20 + 6 * workers + (6 + 2 * config.group_size) * (groups + config.eval_samples))
     return {"tasks": tasks, "groups": 2 * groups}
 

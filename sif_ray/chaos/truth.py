@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import math
 import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from sif_ray.chaos.causes import explains_drop
+from sif_ray.chaos.faults import Rates
 from sif_ray.chaos.promise import Violation, promise
+from sif_ray.clock import now_s
 from sif_ray.config import GrpoConfig
 from sif_ray.loop.checkpoint import Checkpoints
 from sif_ray.loop.grpo import NO_SPREAD
@@ -80,6 +83,7 @@ class Truth:
         self._trained_now: dict[str, set[int]] = {}  # by sample: epochs that the learner was trained on since its start
         self.judge_calls = 0  # under way
         self.updating: set[Any] = set()  # engines that were sent an update and have neither acknowledged it nor gone
+        self.let_go: dict[str, float] = {}  # engines that were told to go, and until when they may get work
         self.most_tasks = 0
         self._broken: Violation | None = None
 
@@ -138,6 +142,15 @@ class Truth:
         )
         most = groups_per_engine(self.config.engine.max_num_seqs, self.config.group_size)
         self.promise(tickets <= most, f"{name} was given {tickets} tickets at once, at most {most} fit")
+
+    def may_lease(self, name: str) -> None:
+        """The loop asks an engine to answer a ticket."""
+        self.promise(now_s() <= self.let_go.get(name, math.inf), f"{name} is given work after it was told to go")
+
+    def may_leave(self, name: str, unanswered: Sequence[str], rates: Rates) -> None:
+        """The loop ends an engine that lives, in the middle of the run."""
+        given_up = any((rates.lost, rates.late, rates.asleep, rates.wrong_bytes))
+        self.promise(given_up or not unanswered, f"{name} is ended while it answers {unanswered}")
 
     def may_score(self, ticket_id: str, previous: float | None) -> None:
         """The loop asks for rewards that are compared with `previous`: the mean of a group of an earlier epoch."""

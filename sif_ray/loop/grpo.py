@@ -281,6 +281,11 @@ class GrpoLoop:
         """What a run can be continued from, while no batch is in training."""
         return RunState(self._ledger.state_dict(), self._record.state_dict(), dict(self._scored))
 
+    @property
+    def engine_names(self) -> list[str]:
+        """The engines that were not told to go, started or not."""
+        return self._engines.names
+
     def add_engine(self) -> str:
         """Start one more engine, which joins at the version that is published then. Returns its name; raises
         `ValueError` when the run is ending."""

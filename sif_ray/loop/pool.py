@@ -105,6 +105,11 @@ class Pool(Generic[AnyMember]):
         return [member for member in self._places.values() if member.ready and not member.draining]
 
     @property
+    def names(self) -> list[str]:
+        """The places that were not told to close, filled or not."""
+        return [name for name, member in self._places.items() if not member.draining]
+
+    @property
     def all_started(self) -> bool:
         """Whether every place is filled, if not up to date."""
         return all(member.worker is not None for member in self._places.values())
@@ -115,13 +120,18 @@ class Pool(Generic[AnyMember]):
 
     def add(self, tasks: asyncio.TaskGroup) -> str:
         """Open one more place and return its name; its worker joins when it has started. A place that cannot be filled
-        ends `tasks` with `PoolError`. Raises `ValueError` once the pool is closed."""
-        if self._closed:
-            raise ValueError(f"the run is ending and starts no further {self.kind}")
+        ends `tasks` with `PoolError`. Raises `ValueError` once the run is ending."""
         name = f"{self.kind} {next(self._numbers)}"
+        keeping = self._keep(name)
+        try:
+            if self._closed:
+                raise RuntimeError("closed")
+            keeper = tasks.create_task(keeping, name=f"keep {name}")
+        except RuntimeError as error:  # closed, or an error of any task is ending all
+            keeping.close()
+            raise ValueError(f"the run is ending and starts no further {self.kind}") from error
         self._places[name] = self._member(name)
         self._empty_since_s[name] = now_s()
-        keeper = tasks.create_task(self._keep(name), name=f"keep {name}")
         self._keepers.add(keeper)
         keeper.add_done_callback(self._keepers.discard)
         return name

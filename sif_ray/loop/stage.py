@@ -79,6 +79,7 @@ class Parts:
     scorers: Factory
     make_learner: Callable[[], LearnerGroup]
     keeps_completions: bool = True  # the best and worst of each step, drawn by a thread
+    made: Callable[[GrpoLoop], None] = lambda loop: None  # is given every loop, to add and remove engines
 
 
 def run(config: GrpoConfig) -> None:
@@ -239,6 +240,7 @@ async def _train_from_checkpoint(parts: Parts, learner: LearnerGroup, metrics: M
             completions=completions,
             eval_samples=parts.eval_samples,
         )
+        parts.made(loop)
         await _run_or_stop(loop, start_learner(), learner_is_up)
     await _save_policy(learner, parts.folder.path / "checkpoint", config.stuck_after_s)
     finished = {"version": ledger.version, "counts": ledger.counts(), "dropped": ledger.dropped()}

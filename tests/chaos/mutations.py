@@ -261,6 +261,28 @@ MUTATIONS = [
         "        if self._outage is not None:\n            raise",
         "        if False:\n            raise",
     ),
+    # --- an engine that is told to go answers what it holds, and nothing more ---
+    Mutation(
+        "an engine that was told to go gets work",
+        "engines leave",
+        "loop/pool.py",
+        "if member.ready and not member.draining]",
+        "if member.ready]",
+    ),
+    Mutation(
+        "an engine that is told to go ends at once",
+        "engines leave",
+        "loop/grpo.py",
+        "if slot.draining and not slot.evaluating and not any(self._ledger.holds(lease) for lease in slot.leases):",
+        "if slot.draining:",
+    ),
+    Mutation(
+        "an engine that was told to go starts again when it dies",
+        "engines leave",
+        "loop/pool.py",
+        "            while not self._places[name].draining:\n",
+        "            while self._places[name]:\n",
+    ),
     # --- a checkpoint is there whole or not at all ---
     Mutation(
         "sizes of files are not compared",
