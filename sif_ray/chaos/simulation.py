@@ -91,11 +91,13 @@ class Simulation:
         self._rng = random.Random(f"sif_ray/simulation/{seed}")
         self._folder = folder
         self._config = draw_config(self._rng)
-        self._faults = Faults(self._rng, draw_rates(self._rng))
+        rates = draw_rates(self._rng)
+        self._faults = Faults(self._rng, rates)
         self._shuffle = self._rng.random() < 0.5
         prompts = self._rng.randint(1, 9)
         self._samples = {sample.sample_id: sample for sample in map(_sample, range(prompts))}
-        self._truth = Truth(self._config, prompts, most_at_once(self._config))
+        num_engines = self._config.num_engines + (MORE_ENGINES if rates.resized else 0)
+        self._truth = Truth(self._config, prompts, most_at_once(self._config, num_engines))
         self._hash = hashlib.sha256()
         self._damaged = False  # the newest checkpoint
         self._graveyard: list[VirtualLoop] = []  # whose coroutines must not be unwound yet
@@ -330,11 +332,10 @@ def draw_config(rng: random.Random) -> GrpoConfig:
     return config
 
 
-def most_at_once(config: GrpoConfig) -> dict[str, int]:
+def most_at_once(config: GrpoConfig, num_engines: int) -> dict[str, int]:
     """What one life may need at a time: twice the groups under way or waiting, as leases may expire; twice a few tasks
     for each of those, each worker, each part of the loop. What leaks grows beyond any multiple."""
     most = groups_per_engine(config.engine.max_num_seqs, config.group_size)
-    num_engines = config.num_engines + MORE_ENGINES
     groups = num_engines * (most + 1) + config.groups_per_step * (config.max_staleness + 2)
     workers = num_engines + config.num_reward_workers
     tasks = 2 * (20 + 6 * workers + (6 + 2 * config.group_size) * (groups + config.eval_samples))

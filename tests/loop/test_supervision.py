@@ -440,7 +440,7 @@ def test_every_ticket_ends_once_within_the_bound_whatever_dies_joins_and_leaves(
     async def meddle(task):
         while not task.done():
             await asyncio.sleep(rng.random() * 0.05)
-            names = [slot.name for slot in rig.loop._engines._places.values() if not slot.draining]
+            names = rig.loop.engine_names
             if task.done():
                 return
             if len(names) < 4 and rng.random() < 0.5:
@@ -458,6 +458,25 @@ def test_every_ticket_ends_once_within_the_bound_whatever_dies_joins_and_leaves(
     assert "engine lost" not in dropped.values()
     assert max(rig.learner.staleness, default=0) <= max_staleness
     assert len(rig.engine_factory.ended) == len(rig.engine_factory.started), "an engine was left running"
+
+
+def test_no_engine_is_added_to_a_run_that_an_error_is_ending():
+    rig, refused = Rig(), []
+    end = rig.engine_factory.end
+
+    async def broken(groups, version):
+        raise OSError("a defect")
+
+    async def add_another_and_end(worker):
+        with pytest.raises(ValueError, match="the run is ending") as refusal:
+            rig.loop.add_engine()
+        refused.append(refusal)
+        await end(worker)
+
+    rig.learner.train, rig.engine_factory.end = broken, add_another_and_end
+    with pytest.raises(OSError, match="a defect"):
+        rig.run()
+    assert len(refused) == 2 and rig.loop.engine_names == []
 
 
 def test_no_engine_is_added_to_a_run_that_has_ended():
