@@ -121,15 +121,16 @@ class Pool(Generic[AnyMember]):
     def add(self, tasks: asyncio.TaskGroup) -> str:
         """Open one more place and return its name; its worker joins when it has started. A place that cannot be filled
         ends `tasks` with `PoolError`. Raises `ValueError` once the run is ending."""
+        ending = ValueError(f"the run is ending and starts no further {self.kind}")
+        if self._closed:
+            raise ending
         name = f"{self.kind} {next(self._numbers)}"
         keeping = self._keep(name)
         try:
-            if self._closed:
-                raise RuntimeError("closed")
             keeper = tasks.create_task(keeping, name=f"keep {name}")
-        except RuntimeError as error:  # closed, or an error of any task is ending all
+        except RuntimeError:  # an error of any of its tasks is ending the group
             keeping.close()
-            raise ValueError(f"the run is ending and starts no further {self.kind}") from error
+            raise ending from None
         self._places[name] = self._member(name)
         self._empty_since_s[name] = now_s()
         self._keepers.add(keeper)
