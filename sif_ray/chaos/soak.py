@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -25,7 +25,7 @@ from sif_ray.chaos.footprint import Footprint
 from sif_ray.chaos.process_tree import ENGINE, LOG, ProcessTree, stopped
 from sif_ray.chaos.promise import Violation
 from sif_ray.chaos.scenarios import make_victim
-from sif_ray.chaos.soak_figure import soak_svg
+from sif_ray.chaos.soak_figure import TITLES, soak_svg
 from sif_ray.chaos.victim import DRIVER, LEARNER, REWARD_WORKER, ROLLOUT_ACTOR, Victim
 from sif_ray.config import ConfigError, EngineConfig, ServeConfig
 from sif_ray.loop.pool import MAX_RESTARTS, RESTART_WINDOW_S
@@ -262,12 +262,27 @@ def growth(
 
     Example: `growth([70.0, 100.0, 100.0, 100.0, 130.0, 105.0, 105.0, 105.0])` is 0.05.
     """
+    first, last = _first_and_last_third(values, middle)
+    return (last - first) / max(first, least)
+
+
+def grown_mb(footprints: Sequence[Footprint]) -> dict[str, float]:
+    """By how much the memory of every kind of process grows, the most first."""
+    kinds = sorted({kind for held in footprints for kind in held.memory_mb_of})
+    grown = {}
+    for kind in kinds:
+        held_mb = [held.memory_mb_of.get(kind, 0.0) for held in footprints]
+        first, last = _first_and_last_third(held_mb, statistics.median)
+        grown[kind] = round(last - first, 1)
+    return dict(sorted(grown.items(), key=lambda item: -item[1]))
+
+
+def _first_and_last_third(
+    values: Sequence[float | None], middle: Callable[[Sequence[float]], float]
+) -> tuple[float, float]:
     counted = [value for value in values[int(WARM_UP * len(values)) :] if value is not None]
     third = len(counted) // 3
-    if not third:
-        return 0.0
-    first, last = middle(counted[:third]), middle(counted[-third:])
-    return (last - first) / max(first, least)
+    return (middle(counted[:third]), middle(counted[-third:])) if third else (0.0, 0.0)
 
 
 def findings_of(done: Soak) -> Findings:
@@ -289,7 +304,7 @@ def findings_of(done: Soak) -> Findings:
     for tree, footprints in watch.by_tree.items() if watch.times_s else ():
         gaps = sum(held.series is None or held.object_store_mb is None for held in footprints)
         goals.append(Goal(f"{tree}: gaps in the cluster's figures", gaps / len(footprints), MOST_GAPS, at_least=False))
-        for name in (field.name for field in fields(Footprint)):
+        for name in TITLES:
             values = [getattr(held, name) for held in footprints]
             grown = growth(values, LEAST.get(name, 1.0), MIDDLE.get(name, statistics.median))
             goals.append(Goal(f"{tree}: growth of {name}", grown, MOST_GROWTH, at_least=False))
@@ -306,7 +321,11 @@ def findings_of(done: Soak) -> Findings:
         # From the strike, standing still included.
         "recovery_s": {name: spread(seconds) for name, seconds in sorted(recoveries.items())},
         "times_s": times_s,
-        "held": {tree: [asdict(held) for held in footprints] for tree, footprints in watch.by_tree.items()},
+        "held": {
+            tree: [{name: getattr(held, name) for name in TITLES} for held in footprints]
+            for tree, footprints in watch.by_tree.items()
+        },
+        "memory_grown_mb": {tree: grown_mb(footprints) for tree, footprints in watch.by_tree.items()},
     }
     strikes_s = [strike.struck_s - begun_s for strike in done.strikes]
     return Findings(goals, figures, soak_svg(times_s, watch.by_tree, strikes_s) if times_s else "")

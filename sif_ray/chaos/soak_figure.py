@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 
 from sif_ray.chaos.footprint import Footprint
 from sif_ray.observe.charts import nice_ticks, percent, short
@@ -11,7 +10,7 @@ from sif_ray.observe.loglog import COLOURS
 
 WIDTH, COLUMNS = 760, 2
 PANEL_WIDTH, PANEL_HEIGHT, LEFT, TOP, GAP = 310, 110, 56, 66, 56
-TITLES = {
+TITLES = {  # of the attributes of a `Footprint`
     "memory_mb": "memory, MB",
     "file_handles": "file handles",
     "processes": "processes",
@@ -23,8 +22,7 @@ TITLES = {
 
 def soak_svg(times_s: Sequence[float], held: Mapping[str, Sequence[Footprint]], strikes_s: Sequence[float]) -> str:
     """A panel for every figure, a line for each of what runs, and a mark below for every fault."""
-    names = [field.name for field in fields(Footprint)]
-    rows = -(-len(names) // COLUMNS)
+    rows = -(-len(TITLES) // COLUMNS)
     height = TOP + rows * (PANEL_HEIGHT + GAP)
     legend = "".join(
         f'<path d="M{LEFT + 130 * number} 40h22" stroke="{COLOURS[number]}" stroke-width="3"/>'
@@ -33,11 +31,11 @@ def soak_svg(times_s: Sequence[float], held: Mapping[str, Sequence[Footprint]], 
     )
     mark = f'<path d="M{LEFT + 265} 36v8" stroke="#8a8a8a"/><text x="{LEFT + 272}" y="44">a fault</text>'
     panels = []
-    for number, name in enumerate(names):
+    for number, (name, title) in enumerate(TITLES.items()):
         x = LEFT + (number % COLUMNS) * (PANEL_WIDTH + LEFT)
         y = TOP + (number // COLUMNS) * (PANEL_HEIGHT + GAP) + 14
         lines = {tree: [getattr(one, name) for one in footprints] for tree, footprints in held.items()}
-        panels.append(f'<g transform="translate({x} {y})">{_panel(TITLES[name], times_s, lines, strikes_s)}</g>')
+        panels.append(f'<g transform="translate({x} {y})">{_panel(title, times_s, lines, strikes_s)}</g>')
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -228,10 +229,13 @@ class VllmClient:
         self._llm = AsyncLLM.from_engine_args(
             engine_args, stat_loggers=[lambda vllm_config, index: _PromptCounter(self)]
         )
-        self._processes = _engine_processes(self._llm)
+        self._cores = [psutil.Process(core.pid) for core in self._llm.engine_core.resources.engine_manager.processes]
+        self._workers = [worker for core in self._cores for worker in core.children(recursive=True)]
+        self._exits: list[int] = []  # descriptors of the cores, readable once they have ended
 
     async def open(self, version: int) -> None:
         """Prepare weight updates and label the loaded weights as `version`."""
+        self._end_with_cores()
         with _engine_errors():
             await self._ask(self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info={})))
             await self._ask(self._llm.update_weight_version(str(version)))
@@ -321,11 +325,23 @@ class VllmClient:
         finally:
             asked.cancel()
 
+    def _end_with_cores(self) -> None:
+        """End the engine as soon as a core dies. vLLM watches them too, but its thread may itself die of a core that is
+        just ending, and then nothing that the engine was asked would ever fail."""
+        for core in self._cores:
+            ended = os.pidfd_open(core.pid)
+            self._exits.append(ended)
+            asyncio.get_running_loop().add_reader(ended, self.shutdown)
+
     def shutdown(self) -> None:
         """End every process of the engine and wait for them; pending requests fail. May be called twice."""
+        while self._exits:
+            ended = self._exits.pop()
+            asyncio.get_running_loop().remove_reader(ended)
+            os.close(ended)
         self._llm.output_processor.propagate_error(EngineDeadError())
         self._llm.shutdown(timeout=SHUTDOWN_TIMEOUT_S)
-        _, alive = psutil.wait_procs(self._processes, timeout=SHUTDOWN_TIMEOUT_S)
+        _, alive = psutil.wait_procs(self._cores + self._workers, timeout=SHUTDOWN_TIMEOUT_S)
         for process in alive:
             process.kill()
         psutil.wait_procs(alive)
@@ -348,11 +364,6 @@ def _completion(output: Any) -> Completion:
         version_spans=tuple((int(span.version), span.end - span.start) for span in output.weight_versions),
         finish_reason=reason,
     )
-
-
-def _engine_processes(llm: AsyncLLM) -> list[psutil.Process]:
-    cores = [psutil.Process(process.pid) for process in llm.engine_core.resources.engine_manager.processes]
-    return [process for core in cores for process in (core, *core.children(recursive=True))]
 
 
 @contextmanager

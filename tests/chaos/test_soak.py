@@ -10,6 +10,7 @@ import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import httpx
 import psutil
@@ -20,7 +21,7 @@ from sif_ray.chaos.endpoint import COME_BACK, outcome_of
 from sif_ray.chaos.footprint import Footprint
 from sif_ray.chaos.process_tree import ENGINE, ProcessTree
 from sif_ray.chaos.promise import Violation
-from sif_ray.chaos.soak import FAULTS, LEAST, MIDDLE, MOST_GROWTH, Strike, bearable_faults, growth
+from sif_ray.chaos.soak import FAULTS, LEAST, MIDDLE, MOST_GROWTH, Strike, bearable_faults, grown_mb, growth
 from sif_ray.chaos.soak_figure import TITLES, soak_svg
 from sif_ray.cli import run_job
 
@@ -62,6 +63,7 @@ def test_a_footprint_is_of_the_whole_tree(tree):
     assert held.file_handles == sum(len(os.listdir(f"/proc/{process.pid}/fd")) for process in processes)
     assert held.threads == sum(len(os.listdir(f"/proc/{process.pid}/task")) for process in processes)
     assert held.memory_mb < 200
+    assert set(held.memory_mb_of) == {Path(sys.executable).name}
     assert (held.object_store_mb, held.series) == (None, None)  # no cluster
 
 
@@ -162,8 +164,15 @@ def test_one_version_too_many_in_the_object_store_is_growth_and_the_chance_of_a_
         assert growth(kept, least, middle) > MOST_GROWTH
 
 
+def test_what_grew_is_named():
+    held = [
+        Footprint({"raylet": 90.0, "driver": 100.0 + n, "engine": 50.0 * (n % 7 > 0)}, 5, 3, 9, 0, 0) for n in range(40)
+    ]
+    assert grown_mb(held) == {"driver": 20.0, "engine": 0.0, "raylet": 0.0}
+
+
 def test_the_picture_has_a_panel_for_every_figure():
-    held = [Footprint(1000.0 + n, 50 + n, 3, 9, 0.0 if n % 3 else None, None) for n in range(20)]
+    held = [Footprint({"raylet": 1000.0 + n}, 50 + n, 3, 9, 0.0 if n % 3 else None, None) for n in range(20)]
     svg = soak_svg([10.0 * n for n in range(20)], {"training": held, "serving": held}, [33.0, 120.0])
     texts = [node.text for node in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
     assert set(TITLES.values()) <= set(texts)

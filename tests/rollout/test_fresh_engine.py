@@ -130,6 +130,13 @@ def test_a_killed_engine_fails_whatever_it_was_asked_at_once() -> None:
     asyncio.run(run())
 
 
+def test_a_killed_engine_is_noticed_without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's thread that watches the engine core may die of a core that is just ending."""
+    watch = "vllm.v1.engine.utils.CoreEngineProcManager.monitor_engine_liveness"
+    monkeypatch.setattr(watch, lambda manager: manager.manager_stopped.wait())
+    test_a_killed_engine_fails_whatever_it_was_asked_at_once()
+
+
 async def _check_that_a_group_computes_its_prompt_once(engine: RolloutEngine) -> None:
     assert engine._client is not None and engine._processor is not None
     engine._client.take_prompt_tokens()
