@@ -21,6 +21,7 @@ from sif_ray.config import GrpoConfig
 from sif_ray.loop.pool import WorkerDiedError
 from sif_ray.loop.requests import Ask, check_version, heldout_request
 from sif_ray.loop.rewarder import GroupScores, ScoringFailed
+from sif_ray.loop.watchdog import noting
 from sif_ray.records import RolloutGroup, Sample
 from sif_ray.rollout.errors import RolloutRequestError
 
@@ -78,13 +79,10 @@ class Evaluations:
 
     async def _evaluate(self, version: int) -> None:
         self._version = version
-        try:
+        with noting(f"version {version} was evaluated"):
             self._values = await Evaluation(
                 self._config, self._samples, version, pinned=self._pinned, score=self._score
             ).run()
-        except Exception as error:
-            error.add_note(f"in the GRPO loop, while version {version} was evaluated")
-            raise
 
 
 class Evaluation:

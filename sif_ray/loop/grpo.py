@@ -48,7 +48,7 @@ from sif_ray.loop.pool import Factory, Member, Pool, WorkerDiedError
 from sif_ray.loop.requests import Ask, groups_per_engine, training_request
 from sif_ray.loop.rewarder import GroupScores, ScoringFailed
 from sif_ray.loop.step_metrics import batch_metrics, has_spread, judge_totals, receipt_metrics
-from sif_ray.loop.watchdog import Watchdog
+from sif_ray.loop.watchdog import Watchdog, noting
 from sif_ray.method.progress import ProgressRecord
 from sif_ray.observe.idle import IdleClock
 from sif_ray.observe.progress import Progress
@@ -322,7 +322,7 @@ class GrpoLoop:
     async def _bring(self, slot: _Slot, update: WeightUpdate) -> None:
         """Update one engine; it leases again when its receipt is right."""
         slot.updating = True
-        with _noting(f"{slot.name} received version {update.version}"):
+        with noting(f"{slot.name} received version {update.version}"):
             receipt = await self._engines.call(
                 slot, f"update to version {update.version}", slot.worker.update_weights(update)
             )
@@ -399,7 +399,7 @@ class GrpoLoop:
         """Follow one ticket from its lease to its rewards."""
         started_s = time.time()
         try:
-            with _noting(f"{slot.name} generated ticket {lease.ticket_id}"):
+            with noting(f"{slot.name} generated ticket {lease.ticket_id}"):
                 group = await self._generate(slot, self._request(lease))
         except WorkerDiedError:  # the ticket went back together with all that the engine held
             return
@@ -466,7 +466,7 @@ class GrpoLoop:
             scorer = await self._wait_for(what, "a scorer", idlest)
             started_s = time.time()
             try:
-                with _noting(f"{scorer.name} scored {what}"):
+                with noting(f"{scorer.name} scored {what}"):
                     scores = await self._scorers.call(
                         scorer, f"score {what}", scorer.worker.score(texts_G, sample, previous)
                     )
@@ -558,7 +558,7 @@ class GrpoLoop:
         return update
 
     async def _ask_learner(self, what: str, answer: Awaitable[Result]) -> Result:
-        with _noting(f"the learner was to {what}"), self._watchdog.call("the learner", what), self._learner_idle:
+        with noting(f"the learner was to {what}"), self._watchdog.call("the learner", what), self._learner_idle:
             return await answer
 
     def _log(self, values: Mapping[str, float]) -> None:
@@ -628,7 +628,7 @@ class GrpoLoop:
         async def log_probs(groups: Sequence[RolloutGroup]) -> list[list[FloatArray]]:
             return await self._ask_learner(f"probe version {version}", self._learner.log_probs(groups))
 
-        with _noting(f"the parity probe ran at version {version}"):
+        with noting(f"the parity probe ran at version {version}"):
             return await probe_parity(self._config, sample, version, asks, log_probs)
 
     # --- waiting -----------------------------------------------------------------------------------------------------
@@ -664,13 +664,3 @@ def _leaves(errors: ExceptionGroup[Exception]) -> Iterator[Exception]:
             yield from _leaves(error)
         else:
             yield error
-
-
-@contextlib.contextmanager
-def _noting(what: str) -> Iterator[None]:
-    """Add to an error what the loop was doing."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(f"in the GRPO loop, while {what}")
-        raise

@@ -98,3 +98,13 @@ def _tell(party: _Party, now_s: float) -> str:
     what, since = min(party.calls.values(), key=lambda call: call[1])
     count = len(party.calls)
     return f"{count} call{'s' * (count > 1)} under way, the oldest for {now_s - since:.0f} s: {what}"
+
+
+@contextlib.contextmanager
+def noting(what: str) -> Iterator[None]:
+    """Add what was under way to an error of the body."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in the GRPO loop, while {what}")
+        raise
