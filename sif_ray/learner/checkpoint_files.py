@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from sif_ray.policy.torch_files import is_intact
 
 PROBE_BYTES = 2**20
 
@@ -33,20 +34,11 @@ def told_by_the_disk(folder: Path) -> Iterator[None]:
 
 
 def damaged_files(files: Sequence[Path]) -> list[str]:
-    """Those whose bytes are not what was written; every rank reads a share and gets the same list. torch itself does
-    not look at the checksums in its files."""
-    mine = [str(path) for path in files[dist.get_rank() :: dist.get_world_size()] if not _is_intact(path)]
+    """Those whose bytes are not what was written; every rank reads a share and gets the same list."""
+    mine = [str(path) for path in files[dist.get_rank() :: dist.get_world_size()] if not is_intact(path)]
     of_ranks: list[list[str]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(of_ranks, mine)
     return [path for found in of_ranks for path in found]
-
-
-def _is_intact(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as content:
-            return content.testzip() is None
-    except Exception:  # noqa: BLE001  # zipfile raises a dozen kinds for bytes that are no archive
-        return False
 
 
 def rank_file(rank: int) -> str:

@@ -27,6 +27,7 @@ from sif_ray.policy.check import check_policy, check_room
 from sif_ray.policy.model import copy_other_files, unfinished
 from sif_ray.policy.shards import SHARD_BYTES, StoredWeights, skeleton, write_shards
 from sif_ray.policy.stored_adapter import CONFIG, StoredAdapter, adapter_of, read_adapter
+from sif_ray.policy.torch_files import check_intact
 from sif_ray.policy.trained_weights import TrainedWeights, find_learner
 from sif_ray.policy.universal import to_universal
 
@@ -54,7 +55,7 @@ class TrainedPolicy:
 
 
 def open_trained(checkpoint: str, base: str = "", run: str = "") -> TrainedPolicy:
-    """The policy in a folder, with everything checked that can be checked without reading weights.
+    """The policy in a folder, with everything checked that can be checked before it is exported.
 
     `base` and `run` are found from the folder where they are not given: a run's `config.yaml`, an adapter's own file.
     Raises `ConfigError` for what is no policy, is damaged, or does not fit its base.
@@ -166,6 +167,7 @@ def write_universal(checkpoint: Path, output: Path) -> None:
         raise ConfigError(f"--universal: {learner / tag} was written with zero_stage 0; any number of ranks reads it")
     size = sum(file.stat().st_size for file in (learner / tag).iterdir())
     check_room(output, 2 * size, "--output")  # the conversion keeps its fragments until it is done
+    check_intact(sorted((learner / tag).glob("*.pt")))
     with unfinished(output) as folder:
         to_universal(learner / tag, folder / tag, UNIVERSAL_WORKERS)
         for name in ("latest", "latest_universal"):

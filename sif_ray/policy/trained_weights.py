@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from sif_ray.config import ConfigError
+from sif_ray.policy.torch_files import check_intact
 
 _MODULE = "policy."  # the learner's module holds the policy under this name
 _WHOLE = "mp_rank_00_model_states.pt"
@@ -27,12 +28,15 @@ class TrainedWeights(Mapping[str, torch.Tensor]):
     """
 
     def __init__(self, folder: Path) -> None:
-        """`folder` has DeepSpeed's file `latest`. Raises `ConfigError` for files that are missing."""
+        """`folder` has DeepSpeed's file `latest`. Its files are read for their checksums. Raises `ConfigError` for
+        files that are missing or damaged."""
         tag = (folder / "latest").read_text(encoding="utf-8").strip()
         whole = folder / tag / _WHOLE
         if whole.is_file():  # up to ZeRO-2 every rank holds all weights, and the first has written them
+            check_intact([whole])
             tensors = torch.load(whole, map_location="cpu", mmap=True, weights_only=False)["module"]
         else:
+            check_intact(sorted((folder / tag).glob("*.pt")))
             tensors = _divided(folder, tag)
         self._tensors: dict[str, Any] = {name.removeprefix(_MODULE): value for name, value in tensors.items()}
 

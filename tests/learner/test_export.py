@@ -305,6 +305,26 @@ def test_requests_that_cannot_work_are_refused_before_anything_is_written(tiny_p
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.usefixtures("process_group_of_one")
+@pytest.mark.parametrize("form", [(), ("--universal",)], ids=["merged", "universal"])
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_a_checkpoint_that_the_disk_has_damaged_is_not_exported(tiny_policy, make_group, tmp_path, zero_stage, form):
+    _, step = trained_run(tmp_path / "run", config_of(tiny_policy, zero_stage=zero_stage), [make_group(0)])
+    reads_all = zero_stage == 3 or form
+    files = sorted(step.rglob("*.pt" if reads_all else "mp_rank_00_model_states.pt"))
+    assert len(files) == (3 if reads_all else 1)
+    for file in files:
+        content = file.read_bytes()
+        half = len(content) // 2
+        for damaged in (b"", content[:half], content[:half] + bytes([content[half] ^ 0x10]) + content[half + 1 :]):
+            file.write_bytes(damaged)
+            with pytest.raises(ConfigError, match=rf"{file.name}: damaged .* export the checkpoint before it"):
+                export(step, "--output", tmp_path / "out", *form)
+        file.write_bytes(content)
+    assert not list(tmp_path.glob("out*"))
+    export(step, "--output", tmp_path / "out", *form)
+
+
 def test_a_policy_is_written_again_in_another_type_and_names_stay_those_of_the_base(tiny_policy, tmp_path):
     export(tiny_policy, "--output", tmp_path / "out", "--dtype", "bfloat16")
     with (
